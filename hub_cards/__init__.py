@@ -1,0 +1,1 @@
+"""What a run leaves, made ready for the Hub: cards, exports and pushes."""

@@ -1,0 +1,168 @@
+"""Batches that hold every active partition: which pairs stand together in Stage 3 (method.md, reading 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from .partition import Partition
+from .schedule import PhaseSchedule
+
+BATCH_SHARES = ("equal", "proportional")
+# A pair alone in its partition has nothing to be compared with.
+SMALLEST_SHARE = 2
+
+
+class PartitionBatchSampler(Sampler[list[int]]):
+    """
+    Yields batches in which every active partition has its share.
+
+    An epoch ends when the largest active partition is through; the smaller ones are reshuffled and reused until then.
+    A batch never holds a pair twice: a partition smaller than its share gives all it has, and the others take the rest
+    of its places. An empty partition takes no part. Both are said in the log. What a batch holds depends on the seed
+    and the epoch alone, so that every process sees the same order.
+
+    Args:
+        partition (`Sequence[int]` of length N):
+            [`Partition`] of each pair of the dataset.
+        batch_size (`int`):
+            Pairs in a batch, per device.
+        schedule ([`PhaseSchedule`]):
+            Says which partitions are active in an epoch.
+        shares (`str`, *optional*, defaults to `"equal"`):
+            `"equal"`: every active partition has the same number of places. `"proportional"`: places by the
+            partitions' sizes.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the shuffling.
+        num_processes (`int`, *optional*, defaults to 1):
+            The number of batches of an epoch is a multiple of it, so that all processes take equally many steps.
+
+    Raises:
+        `ValueError`: no pair belongs to any partition that is active in the first epoch, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        partition: Sequence[int] | np.ndarray,
+        batch_size: int,
+        schedule: PhaseSchedule,
+        shares: str = "equal",
+        seed: int = 0,
+        num_processes: int = 1,
+    ):
+        if shares not in BATCH_SHARES:
+            raise ValueError(f"shares must be one of {', '.join(BATCH_SHARES)}, got {shares!r}")
+        if batch_size < SMALLEST_SHARE:
+            raise ValueError(f"batch_size must be at least {SMALLEST_SHARE}, got {batch_size}")
+        partition = np.asarray(partition)
+        self.members = {p: np.flatnonzero(partition == p) for p in Partition}
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.shares = shares
+        self.seed = seed
+        self.num_processes = num_processes
+        self.drop_last = False
+        self.epoch = 0
+        self._require_pairs_in_phase_one(len(partition))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration, and `len`, speak of."""
+        self.epoch = epoch
+
+    def active(self, epoch: int) -> tuple[Partition, ...]:
+        """The partitions that are active in an epoch and have pairs."""
+        return tuple(p for p in self.schedule.active(epoch) if len(self.members[p]))
+
+    def batch_shares(self, epoch: int) -> dict[Partition, int]:
+        """How many places each partition has in a batch of an epoch."""
+        sizes = {p: len(self.members[p]) for p in self.active(epoch)}
+        weights = sizes if self.shares == "proportional" else dict.fromkeys(sizes, 1)
+        return share_out(self.batch_size, sizes, weights)
+
+    def num_batches(self, epoch: int) -> int:
+        """How many batches an epoch has, over all processes."""
+        shares = self.batch_shares(epoch)
+        needed = max(-(-len(self.members[p]) // share) for p, share in shares.items())
+        return -(-needed // self.num_processes) * self.num_processes
+
+    def __len__(self) -> int:
+        return self.num_batches(self.epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        num_batches = self.num_batches(self.epoch)
+        columns = []
+        for p, share in self.batch_shares(self.epoch).items():
+            rng = np.random.default_rng((self.seed, self.epoch, int(p)))
+            columns.append(_shuffled_rows(self.members[p], num_batches, share, rng))
+        for rows in zip(*columns, strict=True):
+            yield np.concatenate(rows).tolist()
+
+    def describe(self, epoch: int) -> str:
+        """One line for the log: the phase of an epoch, its partitions, their shares, and what the rules changed."""
+        shares = self.batch_shares(epoch)
+        parts = ", ".join(f"{share} {p.name.lower()} of {len(self.members[p])}" for p, share in shares.items())
+        line = f"phase {self.schedule.phase(epoch) + 1}: {self.num_batches(epoch)} batches an epoch, each with {parts}"
+        if empty := [p.name.lower() for p in self.schedule.active(epoch) if not len(self.members[p])]:
+            line += f"; no pair is {' or '.join(empty)}, so the others take their places"
+        if small := [p.name.lower() for p, share in shares.items() if share == len(self.members[p])]:
+            line += f"; all of {' and '.join(small)} is in every batch"
+        if sum(shares.values()) < self.batch_size:
+            line += f"; only {sum(shares.values())} of {self.batch_size} places can be filled"
+        return line
+
+    def _require_pairs_in_phase_one(self, total: int) -> None:
+        if self.active(0):
+            return
+        names = " or ".join(p.name.lower() for p in self.schedule.active(0))
+        counts = ", ".join(f"{len(self.members[p])} {p.name.lower()}" for p in Partition)
+        raise ValueError(
+            f"none of the {total} pairs is {names}, so that phase one has nothing to train on ({counts}). Lower the "
+            "thresholds of stage 1, or calibrate them to wanted shares of matched pairs (matched_shares)."
+        )
+
+
+def share_out(places: int, sizes: dict[Partition, int], weights: dict[Partition, int]) -> dict[Partition, int]:
+    """
+    Divide a batch's places by weight; nobody gets more than its size, and nobody less than two where it has two.
+
+    Args:
+        places (`int`):
+            Places in a batch.
+        sizes (`dict[Partition, int]`):
+            Pairs of each partition, none of them 0.
+        weights (`dict[Partition, int]`):
+            What the places are divided by.
+
+    Returns:
+        `dict[Partition, int]`: places of each partition; their sum is `places`, or all pairs where there are fewer.
+    """
+    shares = {p: min(SMALLEST_SHARE, size) for p, size in sizes.items()}
+    if sum(shares.values()) > places:
+        raise ValueError(
+            f"a batch of {places} is too small for {len(sizes)} partitions: give it {sum(shares.values())}"
+        )
+    for _ in range(places - sum(shares.values())):
+        open_to = [p for p in sizes if shares[p] < sizes[p]]
+        if not open_to:
+            break
+        # The next place goes to whoever is furthest below its due; ties to the larger partition.
+        neediest = min(open_to, key=lambda p: ((shares[p] + 1) / weights[p], -sizes[p]))
+        shares[neediest] += 1
+    return shares
+
+
+def _shuffled_rows(members: np.ndarray, num_rows: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """`(num_rows, width)` members in random order, each used up before it comes again, none twice in a row."""
+    chunks: list[np.ndarray] = []
+    length = 0
+    while length < num_rows * width:
+        order = rng.permutation(members)
+        if begun := length % width:
+            # Whoever stands in the row that the last round left unfinished goes to the end of this one.
+            waiting = np.isin(order, chunks[-1][-begun:])
+            order = np.concatenate([order[~waiting], order[waiting]])
+        chunks.append(order)
+        length += len(order)
+    return np.concatenate(chunks)[: num_rows * width].reshape(num_rows, width)

@@ -1,0 +1,390 @@
+"""Stage 3: transformers' `Trainer` with a loss that treats each partition its own way, phase by phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, ProcessorMixin, Trainer, TrainingArguments
+from transformers.trainer_utils import seed_worker
+from transformers.utils import logging
+
+from pacl import PACLModel
+
+from .collator import AUGMENTATIONS, PAIR_COLUMNS, PACLCollator, PairDataset, training_transform
+from .distributed import RowGatherer, world_size
+from .losses import PACLLossOutput, pacl_loss
+from .partition import Partition
+from .sampler import BATCH_SHARES, PartitionBatchSampler
+from .schedule import SAMPLE_USAGES, PhaseSchedule
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class PACLTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with the paper's values as defaults, and what PACL adds.
+
+    The temperature is the model's (`PACLConfig.temperature`).
+    """
+
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Of the vision tower. By default the paper's: ResNet 1e-3, Swin 2e-5, ViT and CLIP 1e-5."},
+    )
+    projection_learning_rate: float = field(default=1e-3, metadata={"help": "Of both projections (the paper's)."})
+    sample_usage: str = field(
+        default="all",
+        metadata={"help": "Partitions that train (paper, Table 4).", "choices": list(SAMPLE_USAGES)},
+    )
+    batch_shares: str = field(
+        default="equal",
+        metadata={"help": "Shares of the partitions in a batch (method.md, reading 5).", "choices": BATCH_SHARES},
+    )
+    augmentation: str = field(
+        default="crop_flip",
+        metadata={"help": "Random resized crop and flip, or none.", "choices": AUGMENTATIONS},
+    )
+    crop_scale: float = field(default=0.5, metadata={"help": "Least share of a picture's area that a crop keeps."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of training pictures in pixels. By default the image processor's."}
+    )
+
+    num_train_epochs: float = field(default=30, metadata={"help": "Epochs; each third of them is one phase."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs in a batch, per device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs in an evaluation batch, per device."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Decay of the learning rates."})  # type: ignore[assignment]
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's own default; the paper names none."})
+    # The partition columns are no arguments of the model's forward; and a NaN loss is to be seen.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether to hide NaN losses in the log."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_choice("sample_usage", self.sample_usage, SAMPLE_USAGES)
+        _require_choice("batch_shares", self.batch_shares, BATCH_SHARES)
+        _require_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale must be greater than 0 and at most 1, got {self.crop_scale}")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: the loss reads columns that the model does not")
+        accelerator_config: Any = self.accelerator_config
+        if accelerator_config.dispatch_batches or accelerator_config.split_batches:
+            raise ValueError(
+                "dispatch_batches and split_batches must not be True: batches are made whole, with every partition"
+            )
+
+
+class PACLTrainer(Trainer):
+    """
+    Trains the vision tower and the projections of a [`PACLModel`] on partitioned, clustered posts.
+
+    Args:
+        model ([`PACLModel`]):
+            The dual encoder. Its `config.temperature` is τ.
+        args ([`PACLTrainingArguments`]):
+            Everything that `TrainingArguments` takes, and the fields above.
+        train_dataset (`datasets.Dataset`):
+            With the columns that `partition_dataset` and `cluster_dataset` write. Where `text_features` are among them
+            the text tower does not run.
+        eval_dataset (`datasets.Dataset`, *optional*):
+            The same; its loss counts all partitions and its pictures are not augmented.
+        processing_class ([`PACLProcessor`]):
+            Image processor and tokenizer; saved with every checkpoint.
+        kwargs (*optional*):
+            As for `Trainer`.
+
+    The log gets, beside `Trainer`'s own figures, `loss_strong`, `pairs_strong` and so on: each partition's mean loss
+    and number of pairs since the last entry.
+
+    Example:
+
+    ```python
+    trainer = PACLTrainer(model, PACLTrainingArguments("out"), train_dataset=posts, processing_class=processor)
+    trainer.train()
+    ```
+    """
+
+    args: PACLTrainingArguments
+    _sampler: PartitionBatchSampler
+
+    def __init__(
+        self,
+        model: PACLModel,
+        args: PACLTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: ProcessorMixin | None = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else PACLTrainingArguments("tmp_trainer")
+        if not isinstance(args, PACLTrainingArguments):
+            raise TypeError(f"args must be PACLTrainingArguments, got {type(args).__name__}")
+        if processing_class is None:
+            raise ValueError("processing_class is missing: give the model's PACLProcessor")
+        if args.learning_rate is None:
+            args.learning_rate = paper_learning_rate(model.config.vision_config)
+            logger.info(f"learning_rate {args.learning_rate} for the vision tower, as in the paper")
+
+        transform = partial(training_transform, processing_class.image_processor, image_size=args.image_size)
+        train_transform = transform(augmentation=args.augmentation, crop_scale=args.crop_scale)
+        self.eval_collator = PACLCollator(processing_class, transform(augmentation="none"))
+        self.train_collator = PACLCollator(processing_class, train_transform, seed=args.seed)
+
+        model.vision_model.to(memory_format=torch.channels_last)
+        self.temperature = model.config.temperature
+        self.schedule = PhaseSchedule(args.num_train_epochs, args.sample_usage)
+        self._active: tuple[Partition, ...] = tuple(Partition)
+        self._meters: dict[str, PartitionMeter] = {}
+        super().__init__(
+            model,
+            args,
+            data_collator=self.train_collator,
+            train_dataset=_pair_datasets(train_dataset),
+            eval_dataset=_pair_datasets(eval_dataset),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # Each batch's loss is a mean of its own; the Trainer divides by the number of accumulation steps.
+        self.loss_is_scaled_for_ga = False
+
+    # Data ------------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of batches in which every active partition has its share."""
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        pairs = cast(PairDataset, self.train_dataset)
+        self._sampler = PartitionBatchSampler(
+            pairs.partition,
+            self._train_batch_size,
+            self.schedule,
+            shares=self.args.batch_shares,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            num_processes=self.args.world_size,
+        )
+        loader = DataLoader(
+            pairs,
+            batch_sampler=self._sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The loader of evaluation batches, in the dataset's order and without augmentation."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _pair_datasets(eval_dataset)
+        with self._collating_with(self.eval_collator):
+            return super().get_eval_dataloader(eval_dataset)
+
+    @contextmanager
+    def _collating_with(self, collator: PACLCollator) -> Iterator[None]:
+        usual, self.data_collator = self.data_collator, collator
+        try:
+            yield
+        finally:
+            self.data_collator = usual
+
+    # Epochs of different lengths: a phase with more partitions takes more batches to see the largest one through -----
+
+    def _updates_in_epoch(self, epoch: int) -> int:
+        return math.ceil(self._batches_in_epoch(epoch) / self.args.gradient_accumulation_steps)
+
+    def _batches_in_epoch(self, epoch: int) -> int:
+        """Batches that this process takes in an epoch."""
+        return self._sampler.num_batches(epoch) // self.args.world_size
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> tuple:
+        _, per_epoch, num_examples, _, total_batch, steps_in_epoch, _ = super().set_initial_training_values(
+            args, dataloader
+        )
+        whole, part = divmod(args.num_train_epochs, 1)
+        max_steps = sum(self._updates_in_epoch(epoch) for epoch in range(int(whole)))
+        max_steps += math.ceil(part * self._updates_in_epoch(int(whole)))
+        if args.max_steps > 0:
+            max_steps = args.max_steps
+        epochs, steps = 0, 0
+        while steps < max_steps:
+            steps += self._updates_in_epoch(epochs)
+            epochs += 1
+        return epochs, per_epoch, num_examples, max_steps * total_batch, total_batch, steps_in_epoch, max_steps
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        super()._init_training_state(*args, **kwargs)
+        epoch, steps = 0, self.state.global_step
+        while steps >= self._updates_in_epoch(epoch):
+            steps -= self._updates_in_epoch(epoch)
+            epoch += 1
+        return epoch, 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+
+    def _run_epoch(  # type: ignore[override]
+        self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
+    ) -> None:
+        self._sampler.set_epoch(epoch)
+        self.train_collator.set_epoch(epoch)
+        active = self._sampler.active(epoch)
+        if active != self._active or epoch == 0:
+            logger.info(self._sampler.describe(epoch))
+        self._active = active
+        super()._run_epoch(
+            epoch=epoch,
+            steps_in_epoch=self._batches_in_epoch(epoch),
+            num_update_steps_per_epoch=self._updates_in_epoch(epoch),
+            **kwargs,
+        )
+
+    # Loss ------------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """
+        The partitioned loss of a batch; across processes, of the global batch with negatives from all of them.
+
+        The value is this process's share times the number of processes, since gradients are averaged over them.
+        """
+        pairs = {name: inputs[name] for name in PAIR_COLUMNS}
+        outputs = model(**{name: value for name, value in inputs.items() if name not in pairs})
+        gather = RowGatherer(len(outputs.image_embeds), outputs.image_embeds.device)
+        result = pacl_loss(
+            outputs.image_embeds,
+            outputs.text_embeds,
+            **pairs,
+            temperature=self.temperature,
+            active=self._active if model.training else None,
+            gather=gather if world_size() > 1 else None,
+            offset=gather.offset,
+        )
+        self._meters.setdefault("train" if model.training else "eval", PartitionMeter()).add(result)
+        loss = result.loss * world_size()
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple:
+        """Loss of an evaluation batch; with it both embeddings and, as the label, the partition."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), (outputs.image_embeds, outputs.text_embeds), inputs["partition"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each partition's loss and count since the last entry to `Trainer`'s log."""
+        for mode, key in (("train", "loss"), ("eval", "eval_loss")):
+            if key in logs and mode in self._meters:
+                logs |= self._meters.pop(mode).summary("" if mode == "train" else "eval_")
+        super().log(logs, start_time)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """
+        Load a checkpoint's weights into the model being trained.
+
+        transformers saves some towers (ViT among them) under their historical parameter names; `from_pretrained` maps
+        them back, while `Trainer` would skip them with no more than a warning.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target: Any = self.model if model is None else model
+        target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    # Learning rates --------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """`Trainer`'s optimizer, with the projections in groups of their own that have their own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        module: Any = self.model if model is None else model
+        projections = {
+            id(p)
+            for name, p in module.named_parameters()
+            if "visual_projection." in name or "text_projection." in name
+        }
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in projections]
+            if not own:
+                continue
+            group["params"] = [p for p in group["params"] if id(p) not in projections]
+            optimizer.add_param_group({**group, "params": own, "lr": self.args.projection_learning_rate})
+        return optimizer
+
+
+class PartitionMeter:
+    """Sums of each partition's loss, pairs and batches between two log entries, kept on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(3, len(Partition))
+
+    def add(self, result: PACLLossOutput) -> None:
+        """Take in a batch."""
+        batch = torch.stack([result.per_partition.detach(), result.counts, result.counts > 0])
+        self.totals = self.totals.to(batch.device) + batch
+
+    def summary(self, prefix: str = "") -> dict[str, float]:
+        """Mean loss over the batches that held a partition, and its number of pairs, over all processes."""
+        if world_size() > 1:
+            # Each process holds its share of the global batch's loss, and the counts of all of it.
+            torch.distributed.all_reduce(self.totals[0])
+        entries: dict[str, float] = {}
+        for p, (loss, pairs, batches) in zip(Partition, self.totals.t().tolist(), strict=True):
+            if batches:
+                entries[f"{prefix}loss_{p.name.lower()}"] = loss / batches
+                entries[f"{prefix}pairs_{p.name.lower()}"] = int(pairs)
+        return entries
+
+
+def paper_learning_rate(vision_config: PreTrainedConfig) -> float:
+    """
+    The paper's learning rate for a vision tower: 1e-3 for ResNet-50, 2e-5 for Swin, 1e-5 for ViT and CLIP.
+
+    Other convolutional families go with ResNet; everything unknown takes the smallest.
+    """
+    name = (getattr(vision_config, "architecture", None) or vision_config.model_type).lower()
+    if "swin" in name:
+        return 2e-5
+    convolutional = ("resnet", "resnext", "regnet", "mobilenet", "efficientnet", "densenet", "vgg")
+    return 1e-3 if any(family in name for family in convolutional) else 1e-5
+
+
+def _pair_datasets(dataset: Any) -> Any:
+    """Wrap an evaluation dataset, or each of several."""
+    if dataset is None or isinstance(dataset, PairDataset):
+        return dataset
+    if isinstance(dataset, dict):
+        return {name: _pair_datasets(part) for name, part in dataset.items()}
+    return PairDataset(dataset)
+
+
+def _require_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
