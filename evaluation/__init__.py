@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from .arguments import EvaluationArguments
 from .backbones import Backbone
 from .before_after import ProbeSpec, measure
+from .benchmarks import BENCHMARKS, load_benchmark
 from .features import extract_features
+from .report import Evaluation
+from .run import evaluate
 from .zero_shot import PROMPTS, ZeroShotResult, zero_shot
 
-__all__ = ["PROMPTS", "Backbone", "ProbeSpec", "ZeroShotResult", "extract_features", "measure", "zero_shot"]
+__all__ = [
+    "BENCHMARKS",
+    "PROMPTS",
+    "Backbone",
+    "Evaluation",
+    "EvaluationArguments",
+    "ProbeSpec",
+    "ZeroShotResult",
+    "evaluate",
+    "extract_features",
+    "load_benchmark",
+    "measure",
+    "zero_shot",
+]

@@ -1,0 +1,163 @@
+"""From backbones and folders to results: every dataset, backbone and seed under one protocol, nothing computed twice.
+
+This is what `python -m pacl.evaluation` calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import concatenate_datasets
+from tqdm.auto import tqdm
+
+from . import figures
+from .arguments import EvaluationArguments
+from .data import BenchmarkData
+from .protocols import ANSWERS, Answer, Contestant
+from .report import Evaluation
+from .results import Run
+from .tasks import ClassHead, TagHead
+
+FOLDS = range(10)
+
+
+def evaluate(arguments: EvaluationArguments) -> Evaluation:
+    """Evaluates backbones on datasets, and writes results, tables and pictures into `arguments.output_dir`.
+
+    Runs whose predictions lie in `output_dir/runs` already are read instead of repeated. Under `accelerate launch`
+    every process has to call it; all get the same answer, and the first one writes. Linear evaluation and zero-shot
+    then give the same numbers as on one process; fine-tuning gives those of distributed training (normalisation
+    statistics and shuffling are each process's own).
+
+    Args:
+        arguments ([`EvaluationArguments`]): what to evaluate, and how.
+
+    Returns:
+        [`Evaluation`]: the runs, and how each further backbone compares with the first.
+
+    Example:
+
+    ```python
+    from pacl.evaluation import EvaluationArguments, evaluate
+    arguments = EvaluationArguments(backbone=["old/", "new/"], dataset=["oasis"], data_dir=["data/"], output_dir="out")
+    print(evaluate(arguments).table())
+    ```
+    """
+    options = arguments.options_by_dataset()
+    datasets = [BenchmarkData(name, folder, **options[name]) for name, folder in arguments.folders().items()]
+    contestants = [Contestant(name, arguments) for name in arguments.backbone]
+    evaluation = Evaluation(
+        [run for contestant in contestants for data in datasets for run in _runs(contestant, data, arguments)]
+    )
+    for data in datasets if arguments.protocol == "linear" else ():
+        for contestant in contestants:
+            contestant.features(data)  # from the cache, by all processes together
+    if PartialState().is_main_process:
+        folder = Path(str(arguments.output_dir))
+        evaluation.save(folder)
+        for data in datasets:
+            if data.dropped:
+                data.dropped.save(folder / f"dropped-{data.benchmark.name}.jsonl")
+        if arguments.figures:
+            _draw(evaluation, contestants, datasets, folder / "figures")
+    PartialState().wait_for_everyone()
+    return evaluation
+
+
+def _draw(
+    evaluation: Evaluation, contestants: Sequence[Contestant], datasets: Sequence[BenchmarkData], folder: Path
+) -> None:
+    figures.draw(evaluation, folder)
+    for data in datasets if evaluation.runs[0].protocol == "linear" else ():
+        everything = concatenate_datasets(list(data.splits(0).values()))
+        # The coarsest labels of a hierarchy, the first of several ratings (valence); tags have no single colour.
+        head = data.task.heads[0]
+        if isinstance(head, TagHead):
+            continue
+        labels, rows = head.read(everything), data.table.rows(everything)
+        features = {contestant.name: contestant.features(data)[rows] for contestant in contestants}
+        if isinstance(head, ClassHead):
+            drawing = figures.feature_maps(features, labels, head.outputs)
+        else:
+            drawing = figures.feature_maps(features, labels[:, 0], head.outputs[:1])
+        figures.save(drawing, folder / f"features-{data.benchmark.name}.png")
+
+
+def _runs(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments) -> list[Run]:
+    """One run per seed, from disk where it is there."""
+    state = PartialState()
+    paths = {seed: _path(contestant, data, arguments, seed) for seed in arguments.seeds}
+    # One process decides for all: a file that appears between two looks must not split them.
+    (todo,) = broadcast_object_list([[seed for seed, path in paths.items() if not path.is_file()]])
+    together = arguments.protocol == "finetune"
+    if todo and not together:
+        contestant.features(data)  # by all processes, before each goes its own way
+    mine = todo if together else todo[state.process_index :: state.num_processes]
+    desc = f"{data.benchmark.title}, {arguments.protocol}, {contestant.name}"
+    for seed in tqdm(mine, desc=desc, unit="seed", disable=not state.is_main_process):
+        run = _run(contestant, data, arguments, seed)
+        if state.is_main_process or not together:
+            run.save(paths[seed])
+    state.wait_for_everyone()
+    # The same weights may be known by another name since.
+    return [replace(Run.load(path), backbone=contestant.name) for path in paths.values()]
+
+
+def _path(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments, seed: int) -> Path:
+    """Where a run is kept; the name holds a digest of everything that its predictions depend on."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in (contestant.fingerprint, data.fingerprint, *contestant.settings()):
+        digest.update(f"{part}\n".encode())
+    name = f"{data.benchmark.name}-{arguments.protocol}-seed{seed}-{digest.hexdigest()}.npz"
+    return Path(str(arguments.output_dir)) / "runs" / name
+
+
+def _run(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments, seed: int) -> Run:
+    """Trains and tests one seed, over all folds where the data is cross-validated, and scores them together."""
+    answers: list[Answer] = []
+    targets: dict[str, list[np.ndarray]] = defaultdict(list)
+    examples, units = [], []
+    for fold in FOLDS if arguments.cross_validate else FOLDS[:1]:
+        splits = data.splits(seed, fold)
+        answers.append(ANSWERS[arguments.protocol](contestant, data, splits, seed))
+        examples.append(np.asarray(splits["test"]["id"][:], dtype=np.str_))
+        units.append(data.units(splits["test"]))
+        labels = data.task.read(splits["test"])
+        for part, head in answers[-1].heads.items():
+            targets[part].append(labels[head])
+    truth = {part: np.concatenate(values) for part, values in targets.items()}
+    parts = answers[0].heads
+    predictions = {part: np.concatenate([answer.predictions[part] for answer in answers]) for part in parts}
+    return Run(
+        backbone=contestant.name,
+        dataset=data.benchmark.name,
+        task=data.task.name,
+        protocol=arguments.protocol,
+        seed=seed,
+        split="cross-validation" if arguments.cross_validate else "test",
+        metrics=_scores(data, parts, truth, predictions),
+        best_epochs=[answer.epoch for answer in answers if answer.epoch is not None],
+        outputs={part: list(data.task.head(head).outputs) for part, head in parts.items()},
+        examples=np.concatenate(examples),
+        units=np.concatenate(units),
+        targets=truth,
+        predictions=predictions,
+    )
+
+
+def _scores(
+    data: BenchmarkData, parts: dict[str, str], targets: dict[str, np.ndarray], predictions: dict[str, np.ndarray]
+) -> dict[str, float]:
+    scores = {}
+    for part, head in parts.items():
+        for metric in data.task.metrics_by_head[head]:
+            name = f"{part}/{metric.key}" if part else metric.key
+            scores[name] = float(metric.value(targets[part], predictions[part]))
+    return scores

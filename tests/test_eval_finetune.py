@@ -1,0 +1,188 @@
+"""Fine-tuning through Trainer, PDANet's head and loss, and EmotionCLIP's checkpoint as a backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
+from pacl.evaluation import BENCHMARKS, EvaluationArguments, evaluate, load_benchmark, run
+from pacl.evaluation.backbones import Backbone
+from pacl.evaluation.emotionclip import load_emotionclip
+from pacl.evaluation.finetune import BackboneWithHeads, FineTuner, default_backbone_learning_rate, finetune
+from pacl.evaluation.pdanet import PDANetHeads, PolarityConsistentLoss, class_polarity
+from pacl.evaluation.tasks import ClassHead, RatingHead, TagHead, Task, task_of
+
+FI = task_of(BENCHMARKS["fi"])
+
+
+def arguments(tmp_path, **changes) -> EvaluationArguments:
+    fields = {
+        "backbone": [str(tmp_path / "backbone")],
+        "dataset": ["twitter1"],
+        "data_dir": [str(tmp_path / "twitter1")],
+        "output_dir": str(tmp_path / "out"),
+        "protocol": "finetune",
+        "num_train_epochs": 2,
+        "batch_size": 16,
+        "seeds": [0],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "figures": False,
+        "features_dir": str(tmp_path / "features"),
+    }
+    return EvaluationArguments(**fields | changes)
+
+
+@pytest.mark.parametrize("heads", ["linear", "pdanet"])
+def test_finetuning_moves_the_backbones_copy_and_predicts_every_test_picture(tmp_path, heads):
+    write_twitter(tmp_path / "twitter1")
+    backbone, task = tiny_backbone(), task_of(BENCHMARKS["twitter1"])
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    splits = load_benchmark("twitter1", tmp_path / "twitter1")
+    predictions, epoch = finetune(
+        backbone, task, splits, arguments(tmp_path, heads=heads), heads=heads, backbone_learning_rate=1e-2
+    )
+    assert predictions["label"].shape == (len(splits["test"]),)
+    assert epoch in (1, 2)
+    torch.testing.assert_close(backbone.model.state_dict(), before)
+
+
+def test_backbone_and_heads_have_their_own_learning_rates(tmp_path):
+    model = BackboneWithHeads(tiny_backbone(), FI)
+    untested = arguments(tmp_path, eval_strategy="no", load_best_model_at_end=False)
+    trainer = FineTuner(model, untested, backbone_learning_rate=1e-4)
+    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in model.backbone.parameters()} == {1e-4}
+    assert {rates[id(p)] for p in model.heads.parameters()} == {1e-2}
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_default_learning_rates_are_the_papers():
+    assert default_backbone_learning_rate(tiny_backbone()) == 1e-4
+    vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    assert default_backbone_learning_rate(Backbone(vit, ViTImageProcessor(), "vit")) == 1e-5
+
+
+def test_finetuning_of_ratings_through_the_whole_evaluation_runs_once(tmp_path, monkeypatch):
+    write_oasis(tmp_path / "oasis")
+    save_backbone(tmp_path / "backbone")
+    asked = arguments(tmp_path, dataset=["oasis"], data_dir=[str(tmp_path / "oasis")], num_train_epochs=1)
+    (record,) = evaluate(asked).results()
+    assert record["protocol"] == "finetune"
+    assert set(record["metrics"]) == {"mean_mse", "mean_r2"}
+    monkeypatch.setattr(run, "_run", lambda *_: pytest.fail("the run was repeated"))
+    again = arguments(tmp_path, dataset=["oasis"], data_dir=[str(tmp_path / "oasis")], num_train_epochs=1)
+    assert evaluate(again).results() == [record]
+
+
+def test_pdanets_heads_take_maps_and_tokens_alike():
+    heads = PDANetHeads(FI, dim=6, hidden=4)
+    feature_map = torch.randn(2, 6, 3, 5)
+    channels_last, tokens = feature_map.permute(0, 2, 3, 1), feature_map.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(heads(feature_map)["label"], heads(tokens)["label"])
+    torch.testing.assert_close(heads(feature_map)["label"], heads(channels_last)["label"])
+    assert heads(feature_map)["label"].shape == (2, 8)
+    with pytest.raises(ValueError, match="built for 6 channels"):
+        heads(torch.randn(2, 5, 3, 5))
+
+
+def test_spatial_attention_looks_where_it_has_learnt_to():
+    heads = PDANetHeads(FI, dim=2, hidden=2)
+    with torch.no_grad():
+        for layer in (heads.spatial[0], heads.spatial[2]):
+            layer.weight.copy_(torch.tensor([[50.0, 0.0]]))
+            layer.bias.zero_()
+        heads["label"].weight.copy_(torch.eye(8, 4))
+        heads["label"].bias.zero_()
+    tokens = torch.tensor([[[1.0, 3.0], [-1.0, 7.0]]])  # the first place is the one to see
+    torch.testing.assert_close(heads(tokens)["label"][0, :2], torch.tensor([1.0, 3.0]))
+
+
+def test_mistakes_of_polarity_cost_more():
+    criterion = PolarityConsistentLoss(FI, weight=0.5)
+    names = FI.heads[0].outputs
+    joyful, sad = names.index("amusement"), names.index("sadness")
+    logits = torch.zeros(1, 8)
+    logits[0, joyful] = 1
+    for true, factor in ((names.index("awe"), 1.0), (sad, 1.5)):
+        target = torch.tensor([true])
+        expected = factor * functional.cross_entropy(logits, target)
+        torch.testing.assert_close(criterion({"label": logits}, {"label": target}), expected)
+
+
+def test_polarity_of_ratings_is_the_side_of_the_middle():
+    task = Task("regression", (RatingHead("ratings", ("valence",), (1, 9)),))
+    criterion = PolarityConsistentLoss(task)
+    target = {"ratings": torch.tensor([[6.0]])}
+    assert criterion({"ratings": torch.tensor([[5.5]])}, target).item() == pytest.approx(0.25)
+    assert criterion({"ratings": torch.tensor([[4.5]])}, target).item() == pytest.approx(1.5 * 2.25)
+
+
+def test_every_class_benchmark_has_polarities_and_others_are_refused():
+    for name in ("fi", "fi2", "emotion6", "unbiasedemo", "webemo", "emoset", "twitter1"):
+        for head in task_of(BENCHMARKS[name]).heads:
+            assert 0 < class_polarity(head).sum() < len(head.outputs)
+    with pytest.raises(ValueError, match="not known of boredom"):
+        class_polarity(ClassHead("label", ("joy", "boredom")))
+    with pytest.raises(ValueError, match="classes or a valence"):
+        PolarityConsistentLoss(Task("multi_label", (TagHead("tags", ("joy",)),)))
+
+
+class OpenCLIPBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, 1)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width)})
+
+    def forward(self, tokens):
+        normed = self.ln_1(tokens)
+        tokens = tokens + self.attn(normed, normed, normed, need_weights=False)[0]
+        return tokens + self.mlp["c_proj"](functional.gelu(self.mlp["c_fc"](self.ln_2(tokens))))
+
+
+class OpenCLIPVision(nn.Module):
+    """The released checkpoint's tower, written from its description, with a zero person token."""
+
+    def __init__(self, width=8, patch=4, grid=2):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList([OpenCLIPBlock(width) for _ in range(2)])})
+        self.proj = nn.Parameter(torch.randn(width, 5))
+
+    def forward(self, pictures):
+        patches = self.conv1(pictures).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(pictures), 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + self.positional_embedding
+        tokens = self.ln_pre(torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)).transpose(0, 1)
+        for block in self.transformer["resblocks"]:
+            tokens = block(tokens)
+        return self.ln_post(tokens[0])
+
+
+def test_emotionclips_vision_side_gives_the_same_features_as_its_own_tower(tmp_path):
+    torch.manual_seed(0)
+    tower = OpenCLIPVision().eval()
+    state = {f"backbone.visual.{name}": value for name, value in tower.state_dict().items()}
+    torch.save({"model": {**state, "logit_scale": torch.tensor(1.0)}}, tmp_path / "emotionclip.pt")
+    backbone = Backbone.load(tmp_path / "emotionclip.pt")
+    pictures = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.pooled(pictures), tower(pictures), atol=1e-5, rtol=1e-5)
+    assert backbone.image_processor.crop_size == {"height": 8, "width": 8}
+
+
+def test_file_that_is_no_emotionclip_checkpoint_is_refused(tmp_path):
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt is no EmotionCLIP checkpoint"):
+        load_emotionclip(tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt is no PyTorch checkpoint"):
+        load_emotionclip(tmp_path / "text.pt")
