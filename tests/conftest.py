@@ -18,6 +18,8 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from post_fixtures import make_images, rows_of, write_jsonl
+
 WORDS = [
     *("a", "photo", "with", "emotion", "makes", "me", "feel", "so", "the", "of", "this", "is"),
     *("joy", "sad", "happy", "angry", "fear", "love", "cat", "dog", "house", "rain", "sun"),
@@ -106,6 +108,13 @@ def model():
         vision_config=tiny_vit_config().to_dict(), text_config=tiny_roberta_config().to_dict(), projection_dim=16
     )
     return PACLModel(config).eval()
+
+
+@pytest.fixture
+def posts_file(tmp_path) -> Path:
+    """Five good posts."""
+    make_images(tmp_path, [row["image"] for row in rows_of(5)])
+    return write_jsonl(tmp_path / "posts.jsonl", rows_of(5))
 
 
 def random_pictures(number: int, seed: int = 0, size: int = 40) -> list[Image.Image]:
