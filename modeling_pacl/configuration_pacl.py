@@ -37,6 +37,10 @@ class PACLConfig(PreTrainedConfig):
             CLIP-like models, whose first token sees nothing of the text.
         freeze_text (`bool`, *optional*, defaults to `True`):
             Whether the text tower is kept frozen: no gradients, and evaluation mode also while training.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`):
+            Whether batch normalisation in the vision tower keeps its running statistics while training; its scale and
+            shift are still learned. For checkpoints whose statistics belong to their weights, such as quantised ones,
+            and for small batches.
         vision_embed_dim (`int`, *optional*):
             Width of the pooled vision features. Measured on the tower when not given.
     """
@@ -55,6 +59,7 @@ class PACLConfig(PreTrainedConfig):
     vision_pooling: str = "auto"
     text_pooling: str = None  # type: ignore[assignment]
     freeze_text: bool = True
+    freeze_batch_norm: bool = False
     vision_embed_dim: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

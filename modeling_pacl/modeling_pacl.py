@@ -103,10 +103,14 @@ class PACLModel(PreTrainedModel):
         self.vision_model._set_gradient_checkpointing(*args, **kwargs)
 
     def train(self, mode: bool = True) -> PACLModel:
-        """Set training mode; a frozen text tower stays in evaluation mode."""
+        """Set training mode; a frozen text tower and frozen batch normalisation stay in evaluation mode."""
         super().train(mode)
         if self.config.freeze_text:
             self.text_model.eval()
+        if self.config.freeze_batch_norm:
+            for module in self.vision_model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -148,6 +148,18 @@ def test_the_text_tower_can_be_trained_when_asked():
     assert all(parameter.requires_grad for parameter in model.text_model.parameters())
 
 
+def test_batch_normalisation_can_keep_its_statistics():
+    model = build(vision=VISION_CONFIGS["resnet"], freeze_batch_norm=True).train()
+    norms = [module for module in model.vision_model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    model(pixel_values=torch.rand(4, 3, 32, 32), **texts()).logits_per_image.sum().backward()
+    assert model.vision_model.training
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+    assert all(norm.weight.grad is not None for norm in norms)
+    model = build(vision=VISION_CONFIGS["resnet"]).train()
+    assert all(module.training for module in model.vision_model.modules())
+
+
 def test_ready_text_features_replace_the_text_tower(model):
     pixel_values = torch.rand(2, 3, 32, 32)
     features = model.encode_text(**texts())

@@ -61,6 +61,9 @@ class ModelArguments:
     )
     vision_pooling: str = field(default="auto", metadata={"help": "auto, first or mean."})
     text_pooling: str | None = field(default=None, metadata={"help": "first, mean or pooler; by default the tower's."})
+    freeze_batch_norm: bool = field(
+        default=False, metadata={"help": "Keep the running statistics of the vision tower's batch normalisation."}
+    )
     projection_dim: int = field(default=768, metadata={"help": "Width of the shared space."})
     temperature: float = field(default=0.07, metadata={"help": "τ of the contrastive loss."})
 

@@ -126,6 +126,7 @@ def _load_model(settings: Settings) -> tuple[PACLModel, PACLProcessor]:
         projection_dim=chosen.projection_dim,
         temperature=chosen.temperature,
         vision_pooling=chosen.vision_pooling,
+        freeze_batch_norm=chosen.freeze_batch_norm,
         **({"text_pooling": chosen.text_pooling} if chosen.text_pooling else {}),
     )
     return model, PACLProcessor.from_vision_text_pretrained(chosen.vision_tower, chosen.text_tower)
