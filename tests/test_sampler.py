@@ -36,6 +36,12 @@ def test_every_batch_holds_every_active_partition_in_equal_shares():
         assert Counter(column[batch]) == {0: 4, 1: 4, 2: 4, 3: 4}
 
 
+def test_the_log_line_of_a_phase_names_shares_and_sizes():
+    sampler = make((40, 60, 25, 30))
+    assert sampler.describe(LAST).startswith("phase 3: 15 batches an epoch, each with 4 strong of 40,")
+    assert sampler.exceptions(LAST) == []
+
+
 def test_proportional_shares_follow_the_sizes():
     assert make((20, 40, 60, 40), shares="proportional").batch_shares(LAST) == {S: 2, E: 4, F: 6, W: 4}
 
@@ -57,20 +63,20 @@ def test_no_batch_holds_a_pair_twice(sizes):
 def test_an_empty_partition_leaves_its_places_to_the_others():
     sampler = make((40, 40, 0, 40), batch_size=18)
     assert sampler.batch_shares(LAST) == {S: 6, E: 6, W: 6}
-    assert "no pair is partial_factual" in sampler.describe(LAST)
+    assert "no pair is partial_factual" in sampler.exceptions(LAST)[0]
 
 
 def test_a_partition_smaller_than_its_share_gives_all_it_has():
     sampler = make((40, 40, 2, 40))
     assert sampler.batch_shares(LAST)[F] == 2
     assert sum(sampler.batch_shares(LAST).values()) == 16
-    assert "all of partial_factual is in every batch" in sampler.describe(LAST)
+    assert "all of partial_factual is in every batch" in sampler.exceptions(LAST)[0]
 
 
 def test_a_dataset_smaller_than_a_batch_is_one_smaller_batch():
     sampler = make((3, 2, 2, 2), batch_size=64)
     assert [len(batch) for batch in sampler] == [9]
-    assert "only 9 of 64 places" in sampler.describe(LAST)
+    assert "only 9 of a batch's 64 places" in sampler.exceptions(LAST)[-1]
 
 
 def test_phases_are_thirds_of_the_epochs():

@@ -100,17 +100,22 @@ class PartitionBatchSampler(Sampler[list[int]]):
             yield np.concatenate(rows).tolist()
 
     def describe(self, epoch: int) -> str:
-        """One line for the log: the phase of an epoch, its partitions, their shares, and what the rules changed."""
+        """One line for the log: the phase of an epoch, its partitions and their shares of a batch."""
         shares = self.batch_shares(epoch)
         parts = ", ".join(f"{share} {p.name.lower()} of {len(self.members[p])}" for p, share in shares.items())
-        line = f"phase {self.schedule.phase(epoch) + 1}: {self.num_batches(epoch)} batches an epoch, each with {parts}"
+        return f"phase {self.schedule.phase(epoch) + 1}: {self.num_batches(epoch)} batches an epoch, each with {parts}"
+
+    def exceptions(self, epoch: int) -> list[str]:
+        """Where an epoch's batches could not be what was asked for, and the rule that was followed instead."""
+        shares = self.batch_shares(epoch)
+        found = []
         if empty := [p.name.lower() for p in self.schedule.active(epoch) if not len(self.members[p])]:
-            line += f"; no pair is {' or '.join(empty)}, so the others take their places"
+            found.append(f"no pair is {' or '.join(empty)}, so the others take their places")
         if small := [p.name.lower() for p, share in shares.items() if share == len(self.members[p])]:
-            line += f"; all of {' and '.join(small)} is in every batch"
+            found.append(f"all of {' and '.join(small)} is in every batch, for it is no larger than its share")
         if sum(shares.values()) < self.batch_size:
-            line += f"; only {sum(shares.values())} of {self.batch_size} places can be filled"
-        return line
+            found.append(f"only {sum(shares.values())} of a batch's {self.batch_size} places can be filled")
+        return found
 
     def _require_pairs_in_phase_one(self, total: int) -> None:
         if self.active(0):

@@ -240,6 +240,8 @@ class PACLTrainer(Trainer):
         active = self._sampler.active(epoch)
         if active != self._active or epoch == 0:
             logger.info(self._sampler.describe(epoch))
+            for exception in self._sampler.exceptions(epoch):
+                logger.warning(f"epoch {epoch}: {exception}")
         self._active = active
         super()._run_epoch(
             epoch=epoch,
