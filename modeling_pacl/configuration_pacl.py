@@ -66,8 +66,8 @@ class PACLConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.text_pooling is None:
             self.text_pooling = default_text_pooling(self.text_config)
-        _require_choice("vision_pooling", self.vision_pooling, VISION_POOLINGS)
-        _require_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        require_choice("vision_pooling", self.vision_pooling, VISION_POOLINGS)
+        require_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1, got {self.projection_dim}")
         if not self.temperature > 0:
@@ -92,7 +92,8 @@ def default_text_pooling(text_config: PreTrainedConfig) -> str:
     return "pooler" if text_config.model_type.endswith("_text_model") else "first"
 
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: str, choices: tuple[str, ...] | dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the field and what it may be, unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 

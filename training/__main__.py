@@ -5,9 +5,10 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers.utils import logging
 
 from pacl import PACLModel, PACLProcessor
@@ -49,7 +50,13 @@ def check_probes(probes: Sequence[str]) -> None:
             known = ", ".join(f"{benchmark}=FOLDER" for benchmark in BENCHMARK_PROBES)
             raise RecipeError(f"probes: {name!r} is none of {BUILT_IN}, {known}, posts=COLUMN")
         if kind in BENCHMARK_PROBES:
-            load_benchmark(kind, value)
+            read_pictures(kind, value)
+
+
+@cache
+def read_pictures(benchmark: str, folder: str) -> Dataset:
+    """All pictures of a benchmark, for the probes deal their own folds; read once for check and measurement."""
+    return concatenate_datasets(list(load_benchmark(benchmark, folder).values()))
 
 
 def measure_run(job: Run) -> dict[str, Any]:
@@ -78,8 +85,7 @@ def probe_specs(job: Run, name: str, pictures: Any) -> list[ProbeSpec]:
                 f"probes: the posts have no column {value!r}; they have {', '.join(job.dataset.column_names)}"
             )
         return [ProbeSpec(f"posts {value}", job.dataset, value)]
-    # The probes deal their own folds over all pictures.
-    everything = concatenate_datasets(list(load_benchmark(kind, value).values()))
+    everything = read_pictures(kind, value)
     title, columns, groups = BENCHMARK_PROBES[kind]
     never_test = job.reference_names if groups else ()
     return [

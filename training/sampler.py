@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from pacl.configuration_pacl import require_choice
+
 from .partition import Partition
 from .schedule import PhaseSchedule
 
@@ -52,8 +54,7 @@ class PartitionBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_processes: int = 1,
     ):
-        if shares not in BATCH_SHARES:
-            raise ValueError(f"shares must be one of {', '.join(BATCH_SHARES)}, got {shares!r}")
+        require_choice("shares", shares, BATCH_SHARES)
         if batch_size < SMALLEST_SHARE:
             raise ValueError(f"batch_size must be at least {SMALLEST_SHARE}, got {batch_size}")
         partition = np.asarray(partition)

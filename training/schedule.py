@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pacl.configuration_pacl import require_choice
+
 from .partition import Partition
 
 PHASES: tuple[tuple[Partition, ...], ...] = (
@@ -33,8 +35,7 @@ class PhaseSchedule:
     sample_usage: str = "all"
 
     def __post_init__(self) -> None:
-        if self.sample_usage not in SAMPLE_USAGES:
-            raise ValueError(f"sample_usage must be one of {', '.join(SAMPLE_USAGES)}, got {self.sample_usage!r}")
+        require_choice("sample_usage", self.sample_usage, SAMPLE_USAGES)
         if not self.num_epochs > 0:
             raise ValueError(f"num_epochs must be greater than 0, got {self.num_epochs}")
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
 from pacl import PACLModel
+from pacl.configuration_pacl import require_choice
 
 from .collator import AUGMENTATIONS, PAIR_COLUMNS, PACLCollator, PairDataset, training_transform
 from .distributed import RowGatherer, world_size
@@ -69,9 +70,9 @@ class PACLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_choice("sample_usage", self.sample_usage, SAMPLE_USAGES)
-        _require_choice("batch_shares", self.batch_shares, BATCH_SHARES)
-        _require_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        require_choice("sample_usage", self.sample_usage, SAMPLE_USAGES)
+        require_choice("batch_shares", self.batch_shares, BATCH_SHARES)
+        require_choice("augmentation", self.augmentation, AUGMENTATIONS)
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"crop_scale must be greater than 0 and at most 1, got {self.crop_scale}")
         if self.remove_unused_columns:
@@ -385,8 +386,3 @@ def _pair_datasets(dataset: Any) -> Any:
     if isinstance(dataset, dict):
         return {name: _pair_datasets(part) for name, part in dataset.items()}
     return PairDataset(dataset)
-
-
-def _require_choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
