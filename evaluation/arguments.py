@@ -81,6 +81,10 @@ class EvaluationArguments(TrainingArguments):
         for name in ("backbone", "dataset", "data_dir", "output_dir", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing")
+        datasets = [get_benchmark(name).name for name in self.dataset]
+        for field_name, names in (("backbone", self.backbone), ("dataset", datasets)):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"--{field_name} names {twice[0]} twice")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"--protocol must be one of {', '.join(PROTOCOLS)}; got {self.protocol!r}")
         if self.heads != "linear" and self.protocol != "finetune":

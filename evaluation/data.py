@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .benchmarks import Benchmark, Dropped, get_benchmark, load_benchmark
+from .benchmarks import Benchmark, Dropped, get_benchmark, make_splits, read_benchmark
 from .features import PictureTable, pictures_fingerprint
 from .tasks import Task, task_of
 
 
 class BenchmarkData:
-    """A benchmark's folder; every split is read once, for all backbones.
+    """A benchmark's folder, read once for all backbones, seeds and folds.
 
     Args:
         name (`str`): of the benchmark.
@@ -32,26 +32,27 @@ class BenchmarkData:
         self.task: Task = task_of(self.benchmark)
         self._splits: dict[tuple[int, int], DatasetDict] = {}
 
+    @cached_property
+    def parts(self) -> DatasetDict:
+        """What the folder holds; see [`read_benchmark`]. Rows left out are listed in `dropped`."""
+        return read_benchmark(self.benchmark.name, self.folder, dropped=self.dropped, **self.options)
+
     def splits(self, seed: int, fold: int = 0) -> DatasetDict:
-        """`train`, `validation` and `test`; see [`load_benchmark`]. Rows left out are listed in `dropped`."""
+        """`train`, `validation` and `test`; see [`make_splits`]."""
         if (seed, fold) not in self._splits:
-            dropped = Dropped()  # the same rows at every reading
-            self._splits[seed, fold] = load_benchmark(
-                self.benchmark.name, self.folder, seed=seed, fold=fold, dropped=dropped, **self.options
-            )
-            self.dropped = dropped
+            self._splits[seed, fold] = make_splits(self.parts, self.benchmark, seed=seed, fold=fold)
         return self._splits[seed, fold]
 
     @cached_property
     def table(self) -> PictureTable:
         """All pictures, which are the same for every seed and fold."""
-        return PictureTable(self.splits(0).values())
+        return PictureTable(self.parts.values())
 
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the pictures, the labels, and what the folder's own splits are."""
         digest = hashlib.blake2b(pictures_fingerprint(self.table.dataset).encode(), digest_size=16)
-        for name, part in self.splits(0).items():
+        for name, part in self.parts.items():
             digest.update(f"{name} {part['id'][:]}".encode())
             for head, targets in self.task.read(part).items():
                 digest.update(head.encode())
@@ -59,5 +60,10 @@ class BenchmarkData:
         return digest.hexdigest()
 
     def units(self, part: Dataset) -> np.ndarray:
-        """What a bootstrap over a split's pictures draws: their groups (OASIS's themes), else their ids."""
-        return np.asarray(part[self.benchmark.group_by or "id"][:], dtype=np.str_)
+        """What a bootstrap over a split's rows draws: their groups (OASIS's themes), else their pictures.
+
+        Rows that share a picture (Emotic's persons) have the same features, so that they are drawn together.
+        """
+        group = self.benchmark.group_by
+        units = self.table.rows(part) if group is None else part[group][:]
+        return np.asarray(units).astype(np.str_)

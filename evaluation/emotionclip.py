@@ -62,7 +62,10 @@ def load_emotionclip(path: str | Path) -> tuple[EmotionCLIPVisionModel, CLIPImag
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, and is not opened: {error}") from error
+        raise ValueError(
+            f"{path} holds objects that only running its code could open ({error}); where you trust the file, load it "
+            "once yourself, torch.save({'model': checkpoint['model']}, …), and give that file"
+        ) from error
     state = checkpoint.get("model", {}) if isinstance(checkpoint, dict) else {}
     visual = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     if "conv1.weight" not in visual or "positional_embedding" not in visual:

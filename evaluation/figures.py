@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
+from .details import class_scores, tag_scores
 from .report import Evaluation
 from .results import Run
 
@@ -38,10 +39,10 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
             labels = runs[0][0].targets[part]
             if labels.ndim == 1:
                 figures[f"confusion-{name}"] = confusion_matrices(runs, part, outputs)
-                if len(runs) > 1:
-                    figures[f"gains-{name}"] = class_gains(runs, part, outputs)
-            elif runs[0][0].task == "regression":
+            if runs[0][0].task == "regression":
                 figures[f"ratings-{name}"] = rating_scatter(runs, part, outputs)
+            elif len(runs) > 1:
+                figures[f"gains-{name}"] = class_gains(runs, part, outputs)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -74,17 +75,18 @@ def confusion_matrices(runs: Sequence[Sequence[Run]], part: str, classes: Sequen
 
 
 def class_gains(runs: Sequence[Sequence[Run]], part: str, classes: Sequence[str]) -> Figure:
-    """How many percent points more of each true class the further backbones find than the first, seed by seed."""
+    """How many percent points the further backbones are better at each class than the first, seed by seed.
+
+    In recall; for tags, in average precision.
+    """
     first, *others = runs
+    score = "recall" if first[0].targets[part].ndim == 1 else "average precision"
     figure = Figure(figsize=(7, 1.5 + 0.32 * len(classes) * len(others)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(others)
     for number, other in enumerate(others):
         gains = 100 * np.stack(
-            [
-                np.diag(_recalls([new], part, len(classes)) - _recalls([old], part, len(classes)))
-                for old, new in zip(first, other, strict=True)
-            ]
+            [_by_class(new, part) - _by_class(old, part) for old, new in zip(first, other, strict=True)]
         )
         error = gains.std(axis=0, ddof=1) if len(gains) > 1 else None
         places = np.arange(len(classes)) + number * height
@@ -92,7 +94,7 @@ def class_gains(runs: Sequence[Sequence[Run]], part: str, classes: Sequence[str]
     axes.set_yticks(np.arange(len(classes)) + 0.4 - height / 2, classes)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"gain in recall over {_short(first[0].backbone)}, percent points (bar: s.d. over seeds)")
+    axes.set_xlabel(f"gain in {score} over {_short(first[0].backbone)}, percent points (bar: s.d. over seeds)")
     axes.legend()
     return figure
 
@@ -120,16 +122,15 @@ def feature_maps(features: Mapping[str, np.ndarray], labels: np.ndarray, names: 
         labels (`np.ndarray` of shape `(examples,)`): integer classes, or ratings.
         names (`Sequence[str]`): of the classes, or of the rating.
     """
-    shown = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAP_POINTS])
     figure = Figure(figsize=(4.5 * len(features) + 1.5, 4.5), layout="constrained")
     is_class = np.issubdtype(labels.dtype, np.integer)
     panels = figure.subplots(1, len(features), squeeze=False)[0]
     for axes, (name, vectors) in zip(panels, features.items(), strict=True):
-        rows = np.asarray(vectors[shown], dtype=np.float64)
+        rows = np.asarray(vectors, dtype=np.float64)
         reduced = PCA(min(50, *rows.shape), random_state=0).fit_transform(rows)
         perplexity = min(30, max(2, len(rows) // 4))
         places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
-        points = axes.scatter(*places.T, c=labels[shown], s=8, cmap="tab10" if is_class else "coolwarm")
+        points = axes.scatter(*places.T, c=labels, s=8, cmap="tab10" if is_class else "coolwarm")
         axes.set_title(_short(name))
         axes.set_xticks([])
         axes.set_yticks([])
@@ -139,6 +140,19 @@ def feature_maps(features: Mapping[str, np.ndarray], labels: np.ndarray, names: 
     else:
         figure.colorbar(points, ax=figure.axes, label=names[0])
     return figure
+
+
+def shown_on_map(examples: int) -> np.ndarray:
+    """Row numbers of the pictures on a map of features: all, or as many as can be told apart, drawn at random."""
+    return np.sort(np.random.default_rng(0).permutation(examples)[:MAP_POINTS])
+
+
+def _by_class(run: Run, part: str) -> np.ndarray:
+    """Recall of each class, or average precision of each tag; 0 where the test examples leave it undefined."""
+    targets, predictions = run.targets[part], run.predictions[part]
+    if targets.ndim == 1:
+        return np.nan_to_num(class_scores(targets, predictions, len(run.outputs[part]))["recall"])
+    return np.nan_to_num(tag_scores(targets, predictions)["average_precision"])
 
 
 def _recalls(runs: Sequence[Run], part: str, classes: int) -> np.ndarray:

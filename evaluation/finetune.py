@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from pacl.pooling import pool_vision
 
@@ -135,6 +137,8 @@ def finetune(
 ) -> tuple[dict[str, np.ndarray], int]:
     """Trains on `train`, keeps the epoch that is best on `validation`, predicts `test`.
 
+    Goes on from the last checkpoint in `args.output_dir`, where an earlier call was interrupted.
+
     Args:
         backbone ([`Backbone`]): is left as it was.
         task ([`Task`]): what is learnt.
@@ -170,7 +174,8 @@ def finetune(
         compute_metrics=compute_metrics,
         backbone_learning_rate=backbone_learning_rate,
     )
-    trainer.train()
+    folder = Path(str(args.output_dir))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     best = trainer.state.best_global_step or trainer.state.global_step
     epoch = round(best / (trainer.state.max_steps / args.num_train_epochs))
     logits = _dict(trainer.predict(parts["test"]).predictions)

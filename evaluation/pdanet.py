@@ -1,6 +1,9 @@
-"""PDANet's head, to put on any backbone in fine-tuning: attention over places and channels, and a loss that weighs
-mistakes of polarity. Zhao et al., "PDANet: Polarity-consistent Deep Attention Network for Fine-grained Visual Emotion
-Regression", ACM MM 2019; the paper's Table 2 puts it on the enhanced ViT-clip.
+"""PDANet's head, to put on any backbone in fine-tuning: attention over channels, then over places, and a loss that
+punishes mistakes of polarity. Zhao et al., "PDANet: Polarity-consistent Deep Attention Network for Fine-grained Visual
+Emotion Regression", ACM MM 2019; the PACL paper's Table 2 puts it on the enhanced ViT-clip.
+
+PDANet regresses ratings; the PACL paper does not say how it carries the loss over to classes. Here, a class has the
+polarity that its dataset's hierarchy gives it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .benchmarks.class_folders import MIKELS
 from .benchmarks.webemo import LEAVES
@@ -27,21 +31,24 @@ POLARITY: dict[str, str] = {
 class PDANetHeads(nn.ModuleDict):
     """Attention over a feature map, then one linear layer per head of a task.
 
-    Spatial attention weighs the places: two 1 × 1 convolutions with tanh between, softmax over the places; the
-    attended feature is the weighted sum. Channel-wise attention weighs the channels of the globally averaged feature:
-    two linear layers with tanh between, then a sigmoid. Both features side by side go to the linear layers.
+    As in PDANet, whose 1 × 1 convolutions are linear layers on the last axis here, alike for maps and tokens (a class
+    token counts as a place):
+
+    - channels: weights `1 + σ(mean over the places of σ(W x))` multiply the feature `ReLU(V x)`;
+    - places: the channel weights join a second attention, `softmax over the places of u · tanh(P f + Q w)`, with
+      `f` the feature and `w` the channel weights.
+
+    The average of the channel-weighted feature and the place-weighted sum of the feature, side by side, go to the
+    linear layers. (The authors' code averages the latter where this sums; the linear layer takes up the scale.)
 
     Args:
         task ([`Task`]): whose heads are built.
         dim (`int`): channels of the feature map, or width of the tokens.
-        hidden (`int`, *optional*, defaults to 512): width between the layers of either attention.
     """
 
-    def __init__(self, task: Task, dim: int, hidden: int = 512) -> None:
+    def __init__(self, task: Task, dim: int) -> None:
         super().__init__({head.name: nn.Linear(2 * dim, len(head.outputs)) for head in task.heads})
-        # A linear layer on the last axis is a 1 × 1 convolution, for maps and tokens alike.
-        self.spatial = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        self.channel = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, dim), nn.Sigmoid())
+        self.attention = ChannelAndSpatialAttention(dim)
         self.head_names = tuple(head.name for head in task.heads)
         self.dim = dim
 
@@ -65,48 +72,65 @@ class PDANetHeads(nn.ModuleDict):
                 f"PDANet's head was built for {self.dim} channels, the width of the pooled features; the backbone's "
                 f"last hidden state is {tuple(hidden_state.shape)}"
             )
-        attention = self.spatial(places).softmax(dim=1)
-        averaged = places.mean(dim=1)
-        features = torch.cat([(attention * places).sum(dim=1), self.channel(averaged) * averaged], dim=-1)
+        features = self.attention(places)
         return {name: self[name](features) for name in self.head_names}
 
 
-class PolarityConsistentLoss:
-    """A task's loss with every example of wrong polarity counted 1 + λ times.
+class ChannelAndSpatialAttention(nn.Module):
+    """The two attentions of [`PDANetHeads`]: `(batch, places, dim)` in, `(batch, 2 * dim)` out."""
 
-    The polarity of a class is that of its name; of ratings, the side of the middle of the scale that valence lies on.
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.channel_gate = nn.Linear(dim, dim)
+        self.feature = nn.Linear(dim, dim)
+        self.place_key = nn.Linear(dim, dim)
+        self.channel_key = nn.Linear(dim, dim)
+        self.place_score = nn.Linear(dim, 1)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """The attended features."""
+        feature = functional.relu(self.feature(places))
+        channels = 1 + self.channel_gate(places).sigmoid().mean(dim=1).sigmoid()
+        keys = torch.tanh(self.place_key(feature) + self.channel_key(channels).unsqueeze(1))
+        attention = self.place_score(keys).softmax(dim=1)
+        return torch.cat([channels * feature.mean(dim=1), (attention * feature).sum(dim=1)], dim=-1)
+
+
+class PolarityConsistentLoss:
+    """A task's loss with every mistake of polarity counted 1 + λ times.
+
+    Of ratings, as in PDANet's polarity-consistent regression loss, each output on the wrong side of the middle of the
+    scale; of classes, each example whose most likely class has the other polarity.
 
     Args:
-        task ([`Task`]): of class heads, or of ratings that include valence.
-        weight (`float`, *optional*, defaults to 0.5): λ.
+        task ([`Task`]): of class heads or ratings.
+        weight (`float`, *optional*, defaults to 1.0): λ, by default that of the authors' code.
 
     Raises:
         ValueError: for a task that has no polarity, or a class whose polarity isn't known.
     """
 
-    def __init__(self, task: Task, weight: float = 0.5) -> None:
+    def __init__(self, task: Task, weight: float = 1.0) -> None:
         self.task = task
         self.weight = weight
         self.polarities = {head.name: class_polarity(head) for head in task.heads if isinstance(head, ClassHead)}
         for head in task.heads:
-            rated = isinstance(head, RatingHead) and "valence" in head.outputs
-            if not rated and not isinstance(head, ClassHead):
-                raise ValueError(f"PDANet's loss needs classes or a valence; {head.name} ({task.name}) has neither")
+            if not isinstance(head, ClassHead | RatingHead):
+                raise ValueError(f"PDANet's loss needs classes or ratings; {head.name} ({task.name}) has neither")
 
     def __call__(self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """The loss, a scalar, of logits by head of shape `(batch, outputs)`."""
-        losses = []
-        for head in self.task.heads:
-            wrong = self._is_positive(head, head.predict(logits[head.name])) != self._is_positive(
-                head, targets[head.name]
-            )
-            losses.append(((1 + self.weight * wrong) * head.loss(logits[head.name], targets[head.name])).mean())
+        losses = [self._head_loss(head, logits[head.name], targets[head.name]) for head in self.task.heads]
         return torch.stack(losses).sum()
 
-    def _is_positive(self, head: Head, labels: Tensor) -> Tensor:
+    def _head_loss(self, head: Head, logits: Tensor, targets: Tensor) -> Tensor:
         if isinstance(head, RatingHead):
-            return labels[:, head.outputs.index("valence")] > sum(head.scale) / 2
-        return self.polarities[head.name].to(labels.device)[labels]
+            middle = sum(head.scale) / 2
+            wrong = (logits > middle) != (targets > middle)
+            return ((1 + self.weight * wrong) * (logits - targets) ** 2).mean()
+        positive = self.polarities[head.name].to(targets.device)
+        wrong = positive[head.predict(logits)] != positive[targets]
+        return ((1 + self.weight * wrong) * head.loss(logits, targets)).mean()
 
 
 def class_polarity(head: Head) -> Tensor:

@@ -1,5 +1,5 @@
-"""The three ways to ask a backbone: linear evaluation, fine-tuning, zero-shot. Each takes one seed's splits and gives
-its predictions of the test split.
+"""The three ways to ask a backbone: linear evaluation, fine-tuning, zero-shot. Each takes one question, a dataset's
+splits under one seed, and gives its predictions of the test split.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .data import BenchmarkData
 from .features import extract_features
 from .finetune import finetune
 from .linear import LinearProtocol, Split, from_memory, predict, train_heads
+from .pdanet import PolarityConsistentLoss
 from .tasks import ClassHead
 from .zero_shot import ENSEMBLE, PROMPTS, classify, read_prompts, vision_side
 
@@ -36,6 +37,15 @@ class Answer(NamedTuple):
     predictions: dict[str, np.ndarray]
     heads: dict[str, str]
     epoch: int | None
+
+
+class Question(NamedTuple):
+    """One dataset's splits under one seed and fold, and a folder for what must outlive an interruption."""
+
+    data: BenchmarkData
+    splits: DatasetDict
+    seed: int
+    workplace: Path
 
 
 class Contestant:
@@ -104,8 +114,20 @@ class Contestant:
         return sorted((key, str(value)) for key, value in arguments.to_dict().items() if key not in places)
 
 
-def linear_answer(contestant: Contestant, data: BenchmarkData, splits: DatasetDict, seed: int) -> Answer:
+def check_question(data: BenchmarkData, arguments: EvaluationArguments) -> None:
+    """Raises a `ValueError` for a dataset that the protocol cannot be used on, before anything is computed."""
+    title = data.benchmark.title
+    if arguments.cross_validate and "all" not in data.parts:
+        raise ValueError(f"{title} has an official test split; evaluate it without --cross_validate")
+    if arguments.protocol == "zero_shot" and not all(isinstance(head, ClassHead) for head in data.task.heads):
+        raise ValueError(f"zero-shot needs one class per picture, which {title} doesn't have")
+    if arguments.heads == "pdanet":
+        PolarityConsistentLoss(data.task)
+
+
+def linear_answer(contestant: Contestant, question: Question) -> Answer:
     """Linear evaluation: heads are trained on cached features."""
+    data, splits, seed, _ = question
     features, task = contestant.features(data), data.task
     source = from_memory(features)
     parts = {name: Split(data.table.rows(part), task.read(part)) for name, part in splits.items()}
@@ -116,12 +138,11 @@ def linear_answer(contestant: Contestant, data: BenchmarkData, splits: DatasetDi
     return _trained_answer(data, predict(task, heads, source, parts["test"].rows), epoch)
 
 
-def finetune_answer(contestant: Contestant, data: BenchmarkData, splits: DatasetDict, seed: int) -> Answer:
-    """Fine-tuning: a copy of the backbone is trained with the heads."""
+def finetune_answer(contestant: Contestant, question: Question) -> Answer:
+    """Fine-tuning: a copy of the backbone is trained with the heads, from the last checkpoint where there is one."""
+    data, splits, seed, workplace = question
     arguments = copy.copy(contestant.arguments)
-    arguments.seed = seed
-    place = f"{data.benchmark.name}-seed{seed}-{contestant.fingerprint[:8]}"
-    arguments.output_dir = str(Path(str(arguments.output_dir)) / "checkpoints" / place)
+    arguments.seed, arguments.output_dir = seed, str(workplace)
     predictions, epoch = finetune(
         contestant.backbone,
         data.task,
@@ -134,14 +155,13 @@ def finetune_answer(contestant: Contestant, data: BenchmarkData, splits: Dataset
     return _trained_answer(data, predictions, epoch)
 
 
-def zero_shot_answer(contestant: Contestant, data: BenchmarkData, splits: DatasetDict, seed: int) -> Answer:
+def zero_shot_answer(contestant: Contestant, question: Question) -> Answer:
     """Zero-shot: the test pictures against prompts over the names of the classes, at every level."""
-    features = contestant.features(data)[data.table.rows(splits["test"])]
+    data = question.data
+    features = contestant.features(data)[data.table.rows(question.splits["test"])]
     prompts = zero_shot_prompts(contestant.arguments)
     predictions, heads = {}, {}
     for head in data.task.heads:
-        if not isinstance(head, ClassHead):
-            raise ValueError(f"zero-shot needs one class per picture, which {data.benchmark.title} doesn't have")
         by_prompt, _ = classify(*contestant.dual_encoder, features, head.outputs, prompts=prompts)
         for prompt, predicted in by_prompt.items():
             names = [head.name] * (len(data.task.heads) > 1) + [prompt] * (prompt != ENSEMBLE)
@@ -150,7 +170,7 @@ def zero_shot_answer(contestant: Contestant, data: BenchmarkData, splits: Datase
     return Answer(predictions, heads, None)
 
 
-ANSWERS: dict[str, Callable[[Contestant, BenchmarkData, DatasetDict, int], Answer]] = {
+ANSWERS: dict[str, Callable[[Contestant, Question], Answer]] = {
     "linear": linear_answer,
     "finetune": finetune_answer,
     "zero_shot": zero_shot_answer,

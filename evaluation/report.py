@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from .benchmarks import get_benchmark
+from .details import describe
 from .results import Comparison, Run, compare
 from .statistics import LOWER_IS_BETTER, spread
 
@@ -88,9 +89,10 @@ class Evaluation:
         return "\n".join(text) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Writes `results.json`, `comparisons.json` and `results.md`."""
+        """Writes `results.json`, `details.json` (see [`describe`]), `comparisons.json` and `results.md`."""
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "results.json", self.results())
+        _write_json(folder / "details.json", [part for run in self.runs for part in describe(run)])
         _write_json(folder / "comparisons.json", [comparison.record() for comparison in self.comparisons])
         (folder / "results.md").write_text(self.table(), encoding="utf-8")
 

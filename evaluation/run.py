@@ -6,6 +6,7 @@ This is what `python -m pacl.evaluation` calls.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from . import figures
 from .arguments import EvaluationArguments
 from .data import BenchmarkData
-from .protocols import ANSWERS, Answer, Contestant
+from .protocols import ANSWERS, Answer, Contestant, Question, check_question
 from .report import Evaluation
 from .results import Run
 from .tasks import ClassHead, TagHead
@@ -52,6 +53,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation:
     """
     options = arguments.options_by_dataset()
     datasets = [BenchmarkData(name, folder, **options[name]) for name, folder in arguments.folders().items()]
+    for data in datasets:
+        check_question(data, arguments)
     contestants = [Contestant(name, arguments) for name in arguments.backbone]
     evaluation = Evaluation(
         [run for contestant in contestants for data in datasets for run in _runs(contestant, data, arguments)]
@@ -76,7 +79,8 @@ def _draw(
 ) -> None:
     figures.draw(evaluation, folder)
     for data in datasets if evaluation.runs[0].protocol == "linear" else ():
-        everything = concatenate_datasets(list(data.splits(0).values()))
+        everything = concatenate_datasets(list(data.parts.values()))
+        everything = everything.select(figures.shown_on_map(len(everything)))
         # The coarsest labels of a hierarchy, the first of several ratings (valence); tags have no single colour.
         head = data.task.heads[0]
         if isinstance(head, TagHead):
@@ -102,9 +106,11 @@ def _runs(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArgu
     mine = todo if together else todo[state.process_index :: state.num_processes]
     desc = f"{data.benchmark.title}, {arguments.protocol}, {contestant.name}"
     for seed in tqdm(mine, desc=desc, unit="seed", disable=not state.is_main_process):
-        run = _run(contestant, data, arguments, seed)
+        workplace = paths[seed].parent.with_name("checkpoints") / paths[seed].stem
+        run = _run(contestant, data, arguments, seed, workplace)
         if state.is_main_process or not together:
             run.save(paths[seed])
+            shutil.rmtree(workplace, ignore_errors=True)  # the predictions are safe: no need to go on from there
     state.wait_for_everyone()
     # The same weights may be known by another name since.
     return [replace(Run.load(path), backbone=contestant.name) for path in paths.values()]
@@ -119,14 +125,17 @@ def _path(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArgu
     return Path(str(arguments.output_dir)) / "runs" / name
 
 
-def _run(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments, seed: int) -> Run:
+def _run(
+    contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments, seed: int, workplace: Path
+) -> Run:
     """Trains and tests one seed, over all folds where the data is cross-validated, and scores them together."""
     answers: list[Answer] = []
     targets: dict[str, list[np.ndarray]] = defaultdict(list)
     examples, units = [], []
     for fold in FOLDS if arguments.cross_validate else FOLDS[:1]:
         splits = data.splits(seed, fold)
-        answers.append(ANSWERS[arguments.protocol](contestant, data, splits, seed))
+        question = Question(data, splits, seed, workplace / f"fold{fold}")
+        answers.append(ANSWERS[arguments.protocol](contestant, question))
         examples.append(np.asarray(splits["test"]["id"][:], dtype=np.str_))
         units.append(data.units(splits["test"]))
         labels = data.task.read(splits["test"])

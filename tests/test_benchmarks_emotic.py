@@ -92,7 +92,7 @@ def write_tables(folder: Path) -> None:
                     writer.writerow([0, "mscoco/images", file, [10, 8], box, record["categories"], vad, "Male", "Kid"])
 
 
-@pytest.fixture(params=["mat", "cvpr17", "tables"])
+@pytest.fixture(params=["mat", "cvpr17", "tables", "tables beside"])
 def emotic(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     root = tmp_path / ("cvpr_emotic" if request.param == "cvpr17" else "emotic") / "mscoco" / "images"
     root.mkdir(parents=True)
@@ -103,7 +103,7 @@ def emotic(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     elif request.param == "cvpr17":
         write_mat(tmp_path / "CVPR17_Annotations.mat")
     else:
-        write_tables(tmp_path / "emotic_pre")
+        write_tables(tmp_path / ("emotic_pre" if request.param == "tables" else "annotations_pre"))
     return tmp_path
 
 

@@ -282,6 +282,25 @@ def test_oasis_ratings_that_are_no_ratings_are_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_oasis_themes_that_only_train_are_never_tested(tmp_path: Path) -> None:
+    lines = ["image,theme,category,valence,arousal"]
+    for theme, number, valence, arousal in oasis_rows():
+        picture(tmp_path / f"{theme}_{number}.jpg")
+        lines.append(f"{theme}_{number}.jpg,{theme},Object,{valence},{arousal}")
+    write(tmp_path / "ratings.csv", "\n".join(lines))
+    write(tmp_path / "names.txt", "Theme 3x\nTheme 11x\n\n")
+    tested: set[str] = set()
+    for fold in range(10):
+        data = load_benchmark("oasis", tmp_path, fold=fold, train_only=tmp_path / "names.txt")
+        assert {"Theme 3x", "Theme 11x"} <= set(data["train"]["theme"])
+        tested |= {*data["test"]["theme"], *data["validation"]["theme"]}
+    assert len(tested) == 18
+    assert not tested & {"Theme 3x", "Theme 11x"}
+    write(tmp_path / "names.txt", "Theme 3\n")
+    with pytest.raises(ValueError, match=r"names themes that .*ratings.csv doesn't have, such as 'Theme 3'"):
+        load_benchmark("oasis", tmp_path, train_only=tmp_path / "names.txt")
+
+
 def test_a_table_without_its_columns_is_refused_by_their_names(tmp_path: Path) -> None:
     write(tmp_path / "ratings.csv", "image,theme,valence\na.jpg,T,3\n")
     with pytest.raises(ValueError, match=r"lacks the column\(s\) category, arousal; it has image, theme, valence"):

@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers import DefaultFlowCallback, ViTConfig, ViTImageProcessor, ViTModel
 
 from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
 from pacl.evaluation import BENCHMARKS, EvaluationArguments, evaluate, load_benchmark, run
 from pacl.evaluation.backbones import Backbone
 from pacl.evaluation.emotionclip import load_emotionclip
 from pacl.evaluation.finetune import BackboneWithHeads, FineTuner, default_backbone_learning_rate, finetune
-from pacl.evaluation.pdanet import PDANetHeads, PolarityConsistentLoss, class_polarity
+from pacl.evaluation.pdanet import (
+    ChannelAndSpatialAttention,
+    PDANetHeads,
+    PolarityConsistentLoss,
+    class_polarity,
+)
 from pacl.evaluation.tasks import ClassHead, RatingHead, TagHead, Task, task_of
 
 FI = task_of(BENCHMARKS["fi"])
@@ -80,7 +85,7 @@ def test_finetuning_of_ratings_through_the_whole_evaluation_runs_once(tmp_path, 
 
 
 def test_pdanets_heads_take_maps_and_tokens_alike():
-    heads = PDANetHeads(FI, dim=6, hidden=4)
+    heads = PDANetHeads(FI, dim=6)
     feature_map = torch.randn(2, 6, 3, 5)
     channels_last, tokens = feature_map.permute(0, 2, 3, 1), feature_map.flatten(2).transpose(1, 2)
     torch.testing.assert_close(heads(feature_map)["label"], heads(tokens)["label"])
@@ -91,15 +96,36 @@ def test_pdanets_heads_take_maps_and_tokens_alike():
 
 
 def test_spatial_attention_looks_where_it_has_learnt_to():
-    heads = PDANetHeads(FI, dim=2, hidden=2)
+    attention = ChannelAndSpatialAttention(2)
     with torch.no_grad():
-        for layer in (heads.spatial[0], heads.spatial[2]):
-            layer.weight.copy_(torch.tensor([[50.0, 0.0]]))
-            layer.bias.zero_()
-        heads["label"].weight.copy_(torch.eye(8, 4))
-        heads["label"].bias.zero_()
-    tokens = torch.tensor([[[1.0, 3.0], [-1.0, 7.0]]])  # the first place is the one to see
-    torch.testing.assert_close(heads(tokens)["label"][0, :2], torch.tensor([1.0, 3.0]))
+        for parameter in attention.parameters():
+            parameter.zero_()
+        attention.feature.weight.copy_(torch.eye(2))
+        attention.place_key.weight.copy_(torch.tensor([[50.0, 0.0], [0.0, 0.0]]))
+        attention.place_score.weight.copy_(torch.tensor([[50.0, 0.0]]))
+    tokens = torch.tensor([[[1.0, 3.0], [0.0, 7.0]]])  # the first place is the one to see
+    torch.testing.assert_close(attention(tokens)[0, 2:], torch.tensor([1.0, 3.0]))
+
+
+def test_channel_attention_weighs_a_channel_by_its_gate_over_all_places():
+    attention = ChannelAndSpatialAttention(2)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.zero_()
+        attention.feature.weight.copy_(torch.eye(2))
+        attention.channel_gate.bias.copy_(torch.tensor([50.0, -50.0]))
+    tokens = torch.tensor([[[1.0, 1.0], [3.0, 3.0]]])
+    expected = 2 * (1 + torch.tensor([1.0, 0.0]).sigmoid())
+    torch.testing.assert_close(attention(tokens)[0, :2], expected)
+
+
+def test_channel_weights_take_part_in_where_the_spatial_attention_looks():
+    torch.manual_seed(0)
+    attention, tokens = ChannelAndSpatialAttention(4), torch.randn(1, 5, 4)
+    before = attention(tokens)[0, 4:]
+    with torch.no_grad():
+        attention.channel_gate.bias += 5
+    assert not torch.allclose(attention(tokens)[0, 4:], before, atol=1e-4)
 
 
 def test_mistakes_of_polarity_cost_more():
@@ -114,12 +140,12 @@ def test_mistakes_of_polarity_cost_more():
         torch.testing.assert_close(criterion({"label": logits}, {"label": target}), expected)
 
 
-def test_polarity_of_ratings_is_the_side_of_the_middle():
-    task = Task("regression", (RatingHead("ratings", ("valence",), (1, 9)),))
+def test_each_rating_on_the_wrong_side_of_the_middle_costs_twice():
+    task = Task("regression", (RatingHead("ratings", ("valence", "arousal"), (1, 9)),))
     criterion = PolarityConsistentLoss(task)
-    target = {"ratings": torch.tensor([[6.0]])}
-    assert criterion({"ratings": torch.tensor([[5.5]])}, target).item() == pytest.approx(0.25)
-    assert criterion({"ratings": torch.tensor([[4.5]])}, target).item() == pytest.approx(1.5 * 2.25)
+    target = {"ratings": torch.tensor([[6.0, 2.0]])}
+    assert criterion({"ratings": torch.tensor([[5.5, 2.5]])}, target).item() == pytest.approx((0.25 + 0.25) / 2)
+    assert criterion({"ratings": torch.tensor([[4.5, 2.5]])}, target).item() == pytest.approx((2 * 2.25 + 0.25) / 2)
 
 
 def test_every_class_benchmark_has_polarities_and_others_are_refused():
@@ -128,7 +154,7 @@ def test_every_class_benchmark_has_polarities_and_others_are_refused():
             assert 0 < class_polarity(head).sum() < len(head.outputs)
     with pytest.raises(ValueError, match="not known of boredom"):
         class_polarity(ClassHead("label", ("joy", "boredom")))
-    with pytest.raises(ValueError, match="classes or a valence"):
+    with pytest.raises(ValueError, match="classes or ratings"):
         PolarityConsistentLoss(Task("multi_label", (TagHead("tags", ("joy",)),)))
 
 
@@ -186,3 +212,31 @@ def test_file_that_is_no_emotionclip_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.pt is no PyTorch checkpoint"):
         load_emotionclip(tmp_path / "text.pt")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_finetuning_goes_on_to_the_same_predictions(tmp_path, monkeypatch):
+    write_twitter(tmp_path / "twitter1")
+    save_backbone(tmp_path / "backbone")
+    fields = {"num_train_epochs": 3, "learning_rate": 1e-1}
+    (whole,) = evaluate(arguments(tmp_path, output_dir=str(tmp_path / "whole"), **fields)).runs
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.epoch == 2:
+            raise Interrupted
+
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultFlowCallback, "on_epoch_begin", interrupt, raising=False)
+        with pytest.raises(Interrupted):
+            evaluate(arguments(tmp_path, **fields))
+    monkeypatch.setattr(
+        DefaultFlowCallback, "on_step_begin", lambda self, args, state, control, **_: steps.append(state.global_step)
+    )
+    (resumed,) = evaluate(arguments(tmp_path, **fields)).runs
+    assert min(steps) == 6  # two epochs of three steps lay in the checkpoint
+    assert resumed.record() == whole.record()
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())  # what the run needed to go on is gone

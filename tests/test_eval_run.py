@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from datasets import Dataset, Image
 
 from eval_fixtures import save_backbone, write_oasis, write_twitter
-from pacl.evaluation import EvaluationArguments, evaluate, run
+from pacl.evaluation import EvaluationArguments, data, evaluate, run
 from pacl.evaluation.__main__ import main
 from pacl.evaluation.backbones import Backbone
 from pacl.evaluation.report import Evaluation, read_paper_table
@@ -59,6 +60,11 @@ def test_command_writes_results_tables_and_pictures(place, tmp_path, capsys):
     assert len(records) == 8
     assert set(records[0]) == {"backbone", "dataset", "task", "protocol", "seed", "split", "metrics"}
     assert set(records[0]["metrics"]) == {"mean_mse", "mean_r2"}
+    details = json.loads((tmp_path / "out" / "details.json").read_text())
+    assert {entry["dataset"]: [row["name"] for row in entry["outputs"]] for entry in details} == {
+        "oasis": ["valence", "arousal"],
+        "twitter1": ["negative", "positive"],
+    }
     comparisons = json.loads((tmp_path / "out" / "comparisons.json").read_text())
     assert {(c["dataset"], c["metric"]) for c in comparisons} == {
         ("oasis", "mean_mse"),
@@ -83,7 +89,7 @@ def test_second_call_reuses_runs_and_computes_only_what_is_new(place, tmp_path, 
     first = evaluate(asked(place, tmp_path, figures=False))
     computed = []
     original = run._run
-    monkeypatch.setattr(run, "_run", lambda *args: computed.append(args[-1]) or original(*args))
+    monkeypatch.setattr(run, "_run", lambda *args: computed.append(args[3]) or original(*args))
     again = evaluate(asked(place, tmp_path, figures=False))
     assert computed == []
     assert again.results() == first.results()
@@ -110,6 +116,23 @@ def test_relabelled_data_is_not_answered_from_old_runs(place, tmp_path):
     table.write_text(table.read_text().replace("000.png,negative", "000.png,positive"))
     evaluate(asked(place, tmp_path / "out", **fields))
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 4
+
+
+def test_folder_is_read_once_for_all_backbones_seeds_and_folds(place, tmp_path, monkeypatch):
+    read = []
+    original = data.read_benchmark
+    monkeypatch.setattr(data, "read_benchmark", lambda *args, **kw: read.append(args[0]) or original(*args, **kw))
+    evaluate(asked(place, tmp_path, figures=False, cross_validate=True, num_train_epochs=1))
+    assert read == ["oasis", "twitter1"]
+
+
+def test_rows_of_one_picture_are_drawn_together(tmp_path):
+    persons = data.BenchmarkData("emotic", tmp_path)
+    files = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "a.jpg")]
+    part = Dataset.from_dict({"image": files, "id": ["1", "2", "3"]}).cast_column("image", Image())
+    persons.parts = {"test": part}
+    first, second, third = persons.units(part)
+    assert first == third != second
 
 
 def test_pictures_that_cannot_be_used_are_listed(place, tmp_path):
@@ -189,7 +212,10 @@ def test_real_weights_see_valence_in_real_pictures(real_data, tmp_path):
         ({"heads": "pdanet"}, "use --protocol finetune"),
         ({"prompts": "x.txt"}, "--prompts goes with --protocol zero_shot"),
         ({"data_dir": ["a", "b", "c"]}, "2 datasets need one --data_dir or as many; got 3"),
-        ({"protocol": "zero_shot"}, "is no dual encoder"),
+        ({"protocol": "zero_shot"}, "zero-shot needs one class per picture, which OASIS doesn't have"),
+        ({"protocol": "zero_shot", "dataset": ["twitter1"]}, "is no dual encoder"),
+        ({"backbone": ["a", "b", "a"]}, "--backbone names a twice"),
+        ({"dataset": ["Twitter-I", "twitter1"]}, "--dataset names twitter1 twice"),
         ({"dataset_options": ["emotic.crop_dir=x"]}, "--dataset_options emotic.crop_dir=x: expected"),
         ({"dataset_options": ["oasis.colour=red"]}, "OASIS has no option colour"),
     ],

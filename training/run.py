@@ -166,6 +166,9 @@ def _stages_one_and_two(job: Run, model: PACLModel, processor: PACLProcessor) ->
     if settings.training.process_index == 0:
         job.rejections.save(job.folder / "rejected.jsonl")
         _save_dataset(job.dataset, job.folder / "dataset")
+        if job.reference_names:
+            names = "".join(f"{name}\n" for name in sorted(set(job.reference_names)))
+            (job.folder / "reference_names.txt").write_text(names, encoding="utf-8")
 
 
 def _read(job: Run) -> datasets.Dataset:

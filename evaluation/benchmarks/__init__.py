@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from .benchmark import Benchmark
 from .dropped import Dropped
-from .registry import BENCHMARKS, get_benchmark, load_benchmark
-from .splits import split_8_1_1
+from .registry import BENCHMARKS, get_benchmark, load_benchmark, read_benchmark
+from .splits import make_splits, split_8_1_1
 
-__all__ = ["BENCHMARKS", "Benchmark", "Dropped", "get_benchmark", "load_benchmark", "split_8_1_1"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Dropped",
+    "get_benchmark",
+    "load_benchmark",
+    "make_splits",
+    "read_benchmark",
+    "split_8_1_1",
+]

@@ -15,7 +15,8 @@ TaskKind = Literal["single_label", "hierarchical", "multi_label", "regression"]
 #: One picture: `image` (its path), `id`, and the label columns.
 Row = dict[str, Any]
 
-#: A reader's rows by split: `train`, `test` and perhaps `validation`, or `all` where there is no official split.
+#: A reader's rows by split: `train`, `test` and perhaps `validation`; or, where there is no official split, `all`, and
+#: perhaps `train` for rows that must not be tested.
 Rows = dict[str, list[Row]]
 
 

@@ -61,6 +61,8 @@ CATEGORIES = (
 VAD = ("valence", "arousal", "dominance")
 SCALE = (1.0, 10.0)
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
+IMAGE_FOLDERS = ("emotic", "cvpr_emotic")
+ANNOTATION_FOLDERS = ("annotations", "emotic_pre", "annotations_pre", *IMAGE_FOLDERS)
 SOURCES = ("ade20k", "emodb_small", "framesdb", "mscoco")
 
 
@@ -92,7 +94,7 @@ def emotic_reader(columns: tuple[str, ...]) -> Callable[..., Rows]:
             crop_dir (`str` or `Path`, *optional*): a folder for crops of each person's body, to use in place of the
                 whole pictures; crops that are there already are used again.
         """
-        roots = list(nested(folder, ("emotic", "cvpr_emotic")))
+        roots = list(nested(folder, IMAGE_FOLDERS))
         root = next((r for r in roots if any(source in subfolders(r) for source in SOURCES)), None)
         people = _find_people(folder)
         if root is None or people is None:
@@ -113,7 +115,7 @@ def emotic_reader(columns: tuple[str, ...]) -> Callable[..., Rows]:
 
 def _find_people(folder: Path) -> dict[str, list[Row]] | None:
     """Every annotated person by split, from whichever annotation is there."""
-    places = list(nested(folder, ("annotations", "emotic_pre")))
+    places = list(nested(folder, ANNOTATION_FOLDERS))
     mat = find_file(places, "Annotations.mat", "CVPR17_Annotations.mat")
     if mat is not None:
         try:

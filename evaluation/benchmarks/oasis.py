@@ -22,10 +22,15 @@ from .folder import (
 SCALE = (1.0, 7.0)
 
 
-def read_oasis(folder: Path, dropped: Dropped) -> Rows:
+def read_oasis(folder: Path, dropped: Dropped, *, train_only: str | Path | None = None) -> Rows:
     """
     Reads `ratings.csv` (image, theme, category, valence, arousal; image paths relative to the folder), or the original
     release: `OASIS.csv` (Theme, Category, Valence_mean, Arousal_mean, …) beside `images/<Theme>.jpg`.
+
+    Args:
+        train_only (`str` or `Path`, *optional*): a text file with a theme on each line. Their pictures train and are
+            never tested, because something that made the backbone has seen them; a run of PACL whose judge used OASIS
+            leaves such a file, `reference_names.txt`.
     """
     table = find_file([folder], "ratings.csv", "OASIS.csv")
     if table is None:
@@ -48,7 +53,18 @@ def read_oasis(folder: Path, dropped: Dropped) -> Rows:
             dropped.add(row["id"], problem)
         else:
             kept.append(row)
-    return {"all": kept}
+    return {"all": kept} if train_only is None else _set_apart(kept, Path(train_only), table)
+
+
+def _set_apart(rows: list[Row], names: Path, table: Path) -> Rows:
+    """The rows of the themes that `names` lists as `train`, the others as `all`."""
+    listed = {line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()}
+    if unknown := sorted(listed - {row["theme"] for row in rows}):
+        raise ValueError(f"{names} names themes that {table} doesn't have, such as {unknown[0]!r}.")
+    return {
+        "all": [row for row in rows if row["theme"] not in listed],
+        "train": [row for row in rows if row["theme"] in listed],
+    }
 
 
 def _from_original(table: Path, rows: list[dict[str, str]], folder: Path) -> list[dict[str, str]]:

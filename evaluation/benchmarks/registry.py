@@ -1,5 +1,5 @@
 """The benchmarks by name, and `load_benchmark`: a user's folder in, a `DatasetDict` with typed columns and three
-splits out. Tasks and protocols start from here."""
+splits out. Tasks and protocols start from here; those that need the splits of many seeds read once and split often."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .emotic import EMOTIC, EMOTIC_VAD
 from .folder import drop_bad_pictures
 from .iaps import IAPS
 from .oasis import OASIS
-from .splits import hold_out_validation, split_8_1_1
+from .splits import make_splits
 from .twitter import TWITTER1
 from .webemo import WEBEMO, WEBEMO6
 
@@ -58,7 +58,7 @@ def load_benchmark(
     **options: Any,
 ) -> DatasetDict:
     """
-    Reads a benchmark from a user's folder.
+    Reads a benchmark from a user's folder, and splits it.
 
     Every split has the columns `image` (`Image`, by path, decoded to RGB), `id` (`string`), and the benchmark's label
     columns: `ClassLabel` (one per level for hierarchical labels, a list of them for multi-label ones) or `float32`.
@@ -78,6 +78,21 @@ def load_benchmark(
     Raises:
         FileNotFoundError: when the folder isn't the dataset; says what was expected and what was found.
         ValueError: for an unknown benchmark or option, a table without its columns, or too few pictures to split.
+    """
+    parts = read_benchmark(name, data_dir, check_pixels=check_pixels, dropped=dropped, **options)
+    return make_splits(parts, get_benchmark(name), seed=seed, fold=fold)
+
+
+def read_benchmark(
+    name: str, data_dir: str | Path, *, check_pixels: bool = False, dropped: Dropped | None = None, **options: Any
+) -> DatasetDict:
+    """
+    Reads a benchmark from a user's folder as it is there, not split yet.
+
+    Arguments and errors are those of [`load_benchmark`], which splits the result.
+
+    Returns:
+        `DatasetDict` with the official splits, or `all`, and perhaps `train` for pictures that must not be tested.
     """
     benchmark = get_benchmark(name)
     unknown = [option for option in options if option not in benchmark.options]
@@ -99,14 +114,4 @@ def load_benchmark(
         parts[split] = Dataset.from_list(kept, features=benchmark.features)
     if len(dropped) > before:
         logger.warning("%s in %s: %s", benchmark.title, folder, Dropped(dropped.entries[before:]).summary())
-    return _three_splits(parts, benchmark, seed, fold)
-
-
-def _three_splits(parts: DatasetDict, benchmark: Benchmark, seed: int, fold: int) -> DatasetDict:
-    if "all" in parts:
-        return split_8_1_1(parts["all"], benchmark, seed=seed, fold=fold)
-    if fold:
-        raise ValueError(f"{benchmark.title} has an official test split, so there is no fold {fold} of it.")
-    if "validation" not in parts:
-        parts.update(hold_out_validation(parts["train"], benchmark, seed=seed))
-    return DatasetDict({split: parts[split] for split in ("train", "validation", "test")})
+    return parts

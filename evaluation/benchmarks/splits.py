@@ -4,7 +4,7 @@ split has none. Seeded, balanced by class or rating, and never through a group o
 from __future__ import annotations
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .benchmark import Benchmark
@@ -13,6 +13,33 @@ FOLDS = 10
 
 #: Ratings are balanced by quintile, or by fewer parts where that leaves less than a picture per part and fold.
 RATING_BINS = 5
+
+
+def make_splits(parts: DatasetDict, benchmark: Benchmark, *, seed: int = 0, fold: int = 0) -> DatasetDict:
+    """
+    `train`, `validation` and `test` of what a reader found.
+
+    Official splits stand; a missing validation part is taken from the training one. Without official splits the
+    pictures are split 8:1:1; where a reader gives `train` beside `all`, those pictures train in every fold.
+
+    Args:
+        parts (`DatasetDict`): from [`read_benchmark`].
+        benchmark, seed, fold: as in [`split_8_1_1`].
+
+    Raises:
+        ValueError: for a fold of data with an official test split, or too few pictures to split.
+    """
+    if "all" in parts:
+        splits = split_8_1_1(parts["all"], benchmark, seed=seed, fold=fold)
+        if "train" in parts:
+            splits["train"] = concatenate_datasets([parts["train"], splits["train"]])
+        return splits
+    if fold:
+        raise ValueError(f"{benchmark.title} has an official test split, so there is no fold {fold} of it.")
+    splits = DatasetDict(parts)
+    if "validation" not in splits:
+        splits.update(hold_out_validation(splits["train"], benchmark, seed=seed))
+    return DatasetDict({split: splits[split] for split in ("train", "validation", "test")})
 
 
 def split_8_1_1(dataset: Dataset, benchmark: Benchmark, *, seed: int = 0, fold: int = 0) -> DatasetDict:
