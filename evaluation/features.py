@@ -27,6 +27,9 @@ from .backbones import Backbone
 
 SMALL = 512  # pictures; below it, starting worker processes costs more than they bring
 
+# Pictures per forward pass. On the CPU, larger batches only leave the cache: 64 took 4.7 times as long with MobileNetV2.
+CPU_BATCH, DEVICE_BATCH = 8, 64
+
 
 def default_cache_dir() -> Path:
     """Where features go unless told otherwise: `pacl-features` inside the cache of `datasets`."""
@@ -57,7 +60,7 @@ def extract_features(
     dataset: Dataset,
     *,
     image_column: str = "image",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> np.ndarray:
@@ -70,7 +73,7 @@ def extract_features(
         backbone ([`Backbone`]): runs in evaluation mode, without gradient, in the dtype of its weights.
         dataset (`datasets.Dataset`): has a column of pictures.
         image_column (`str`, *optional*, defaults to `"image"`): its name.
-        batch_size (`int`, *optional*, defaults to 64): pictures per forward pass.
+        batch_size (`int`, *optional*): pictures per forward pass; by default 64, and 8 on the CPU.
         num_workers (`int`, *optional*): processes that decode and transform pictures; by default one per core
             for large datasets and none for small ones.
         cache_dir (`str` or `Path`, *optional*): by default [`default_cache_dir`].
@@ -92,6 +95,7 @@ def extract_features(
     # One process decides for all: a file that appears between two looks must not split them.
     (cached,) = broadcast_object_list([path.is_file()])
     if not cached:
+        batch_size = batch_size or (CPU_BATCH if state.device.type == "cpu" else DEVICE_BATCH)
         pictures = _Pictures(undecoded(dataset, image_column), image_column, backbone.image_processor)
         batches = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
         loader: DataLoader = DataLoader(
