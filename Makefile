@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test quality towers clean
+.PHONY: help train test quality bench towers clean
 
 help:  ## list the habits
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ quality: $(READY)  ## lint, format check and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY)  ## measure speed, both sides of every ratio in one run; takes minutes
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 towers: $(READY)  ## rebuild the tiny models that ship with the package
 	$(BIN)/python -m pacl.training.synthetic_models

@@ -27,7 +27,8 @@ from .backbones import Backbone
 
 SMALL = 512  # pictures; below it, starting worker processes costs more than they bring
 
-# Pictures per forward pass. On the CPU, larger batches only leave the cache: 64 took 4.7 times as long with MobileNetV2.
+# Pictures per forward pass. On the CPU larger batches only leave its cache: with MobileNetV2, 64 took 4.7 times as
+# long as 8.
 CPU_BATCH, DEVICE_BATCH = 8, 64
 
 

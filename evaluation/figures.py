@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 
-from .details import class_scores, tag_scores
+from .details import class_scores, rating_scores, tag_scores
 from .report import Evaluation
 from .results import Run
 
@@ -56,20 +56,21 @@ def save(figure: Figure, path: Path) -> Path:
 def confusion_matrices(runs: Sequence[Sequence[Run]], part: str, classes: Sequence[str]) -> Figure:
     """One matrix per backbone, in percent of each true class, over all seeds together."""
     side = max(3.0, 0.45 * len(classes) + 1.5)
-    figure = Figure(figsize=(side * len(runs), side + 0.5), layout="constrained")
-    for axes, of_backbone in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+    figure = Figure(figsize=(side * len(runs) + 0.8, side), layout="constrained")
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    for axes, of_backbone in zip(panels, runs, strict=True):
         shares = 100 * _recalls(of_backbone, part, len(classes))
         image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
         axes.set_title(_short(of_backbone[0].backbone))
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)
         axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
         if len(classes) <= 10:
             for (row, column), share in np.ndenumerate(shares):
                 axes.text(
                     column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else "black"
                 )
+    panels[0].set_ylabel("true")
     figure.colorbar(image, ax=figure.axes, label="% of the true class", shrink=0.8)
     return figure
 
@@ -100,17 +101,20 @@ def class_gains(runs: Sequence[Sequence[Run]], part: str, classes: Sequence[str]
 
 
 def rating_scatter(runs: Sequence[Sequence[Run]], part: str, ratings: Sequence[str]) -> Figure:
-    """Predicted against true ratings of the first seed's test pictures."""
-    figure = Figure(figsize=(3.2 * len(runs) + 0.5, 3.2 * len(ratings)), layout="constrained")
-    for row, rating in zip(figure.subplots(len(ratings), len(runs), squeeze=False), range(len(ratings)), strict=True):
-        for axes, of_backbone in zip(row, runs, strict=True):
-            true, predicted = (side[part][:, rating] for side in (of_backbone[0].targets, of_backbone[0].predictions))
-            axes.scatter(true, predicted, s=8, alpha=0.5)
-            ends = [true.min(), true.max()]
-            axes.plot(ends, ends, color="black", linewidth=0.8)
-            axes.set_title(f"{_short(of_backbone[0].backbone)}: {ratings[rating]}")
-            axes.set_xlabel("true")
-            axes.set_ylabel("predicted")
+    """Predicted against true ratings of the first seed's test pictures, a row for each rating, on the same scales."""
+    figure = Figure(figsize=(3.4 * len(runs) + 0.5, 3.2 * len(ratings)), layout="constrained")
+    panels = figure.subplots(len(ratings), len(runs), squeeze=False, sharex="row", sharey="row")
+    for (rating, column), axes in np.ndenumerate(panels):
+        run = runs[column][0]
+        true, predicted = run.targets[part][:, rating], run.predictions[part][:, rating]
+        scores = rating_scores(run.targets[part], run.predictions[part])
+        axes.scatter(true, predicted, s=8, alpha=0.5)
+        axes.axline((true.mean(), true.mean()), slope=1, color="black", linewidth=0.8)
+        axes.set_title(
+            f"{_short(run.backbone)}\nr = {scores['pearson_r'][rating]:.2f}, R² = {scores['r2'][rating]:.2f}"
+        )
+        axes.set_xlabel(f"true {ratings[rating]}")
+        axes.set_ylabel(f"predicted {ratings[rating]}")
     return figure
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import DefaultFlowCallback, ViTConfig, ViTImageProcessor, ViTModel
+from torch.utils.data import default_collate
+from transformers import (
+    CLIPVisionConfig,
+    ConvNextConfig,
+    DefaultFlowCallback,
+    Dinov2Config,
+    MobileNetV2Config,
+    SwinConfig,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
 from pacl.evaluation import BENCHMARKS, EvaluationArguments, evaluate, load_benchmark, run
 from pacl.evaluation.backbones import Backbone
 from pacl.evaluation.emotionclip import load_emotionclip
-from pacl.evaluation.finetune import BackboneWithHeads, FineTuner, default_backbone_learning_rate, finetune
+from pacl.evaluation.finetune import (
+    BackboneWithHeads,
+    FineTuner,
+    LabelledPictures,
+    default_backbone_learning_rate,
+    finetune,
+)
 from pacl.evaluation.pdanet import (
     ChannelAndSpatialAttention,
     PDANetHeads,
@@ -20,6 +40,7 @@ from pacl.evaluation.pdanet import (
     class_polarity,
 )
 from pacl.evaluation.tasks import ClassHead, RatingHead, TagHead, Task, task_of
+from pacl.towers import build_vision_tower
 
 FI = task_of(BENCHMARKS["fi"])
 
@@ -82,6 +103,74 @@ def test_finetuning_of_ratings_through_the_whole_evaluation_runs_once(tmp_path, 
     monkeypatch.setattr(run, "_run", lambda *_: pytest.fail("the run was repeated"))
     again = arguments(tmp_path, dataset=["oasis"], data_dir=[str(tmp_path / "oasis")], num_train_epochs=1)
     assert evaluate(again).results() == [record]
+
+
+TOKENS = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+TOKENS |= {"image_size": 16, "patch_size": 8}
+BACKBONES = {
+    "vit": ViTConfig(**TOKENS),
+    "clip": CLIPVisionConfig(**TOKENS),
+    "dinov2": Dinov2Config(**TOKENS),
+    "swin": SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
+    "convnext": ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=32),
+    "mobilenet": MobileNetV2Config(depth_multiplier=0.25, image_size=32),
+    "timm cnn": TimmWrapperConfig(architecture="test_resnet"),
+    "timm vit": TimmWrapperConfig(architecture="test_vit"),
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("heads", ["linear", "pdanet"])
+def test_every_kind_of_backbone_trains_under_either_heads(kind, heads):
+    torch.manual_seed(0)
+    tower = build_vision_tower(BACKBONES[kind])
+    model = BackboneWithHeads(Backbone(tower, ViTImageProcessor(), kind), FI, heads)
+    side = 160 if "timm" in kind else BACKBONES[kind].image_size
+    outputs = model(torch.randn(2, 3, side, side), {"label": torch.tensor([0, 1])})
+    outputs["loss"].backward()
+    assert outputs["logits"]["label"].shape == (2, 8)
+    assert all(parameter.grad is not None for parameter in model.heads.parameters())
+    first = next(model.backbone.parameters())
+    assert first.grad is not None or kind in ("dinov2",)  # whose first parameter is a mask token
+
+
+def test_accumulated_steps_give_the_weights_of_one_large_step(tmp_path):
+    write_twitter(tmp_path / "twitter1")
+    splits = load_benchmark("twitter1", tmp_path / "twitter1")
+    train = splits["train"].select(range(16))
+    predictions = []
+    for batch_size, steps in ((16, 1), (4, 4)):
+        asked = arguments(
+            tmp_path,
+            output_dir=str(tmp_path / f"out{steps}"),
+            batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            optim="sgd",
+            num_train_epochs=1,
+            learning_rate=1.0,
+        )
+        model = finetune_model(asked, {**splits, "train": train})
+        predictions.append(model.heads["label"].weight.detach())
+    torch.testing.assert_close(*predictions)
+
+
+def finetune_model(asked, splits):
+    """The trained model; batch normalisation stands still, which would see other batches."""
+    backbone, task = tiny_backbone(), task_of(BENCHMARKS["twitter1"])
+    torch.manual_seed(0)
+    model = BackboneWithHeads(backbone, task)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train = lambda mode=True, layer=layer: layer
+            layer.training = False
+    parts = {name: LabelledPictures(splits[name], task, backbone, augment=False) for name in ("train", "validation")}
+    untested = copy.copy(asked)
+    untested.eval_strategy, untested.save_strategy, untested.load_best_model_at_end = "no", "no", False
+    trainer = FineTuner(
+        model, untested, train_dataset=parts["train"], data_collator=default_collate, backbone_learning_rate=0.1
+    )
+    trainer.train()
+    return model
 
 
 def test_pdanets_heads_take_maps_and_tokens_alike():
