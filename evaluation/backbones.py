@@ -72,6 +72,7 @@ class Backbone:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): preprocessed pictures.
 
         Returns:
-            `torch.Tensor` of shape `(batch, dim)`, on the device of the model.
+            `torch.Tensor` of shape `(batch, dim)`, on the device and in the dtype of the model.
         """
+        pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
         return pool_vision(self.model(pixel_values=pixel_values, return_dict=True), self.pooling)

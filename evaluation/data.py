@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from .benchmarks import Benchmark, Dropped, get_benchmark, make_splits, read_benchmark
@@ -20,14 +23,15 @@ class BenchmarkData:
 
     Args:
         name (`str`): of the benchmark.
-        folder (`Path`): where its users have it.
+        folders (`Sequence[Path]`): where its users may have it; the first that is the dataset counts.
+        check_pixels (`bool`, *optional*, defaults to `False`): as in [`load_benchmark`].
         options (*optional*): of the benchmark's reader, such as Emotic's `crop_dir`.
     """
 
-    def __init__(self, name: str, folder: Path, **options: Any) -> None:
+    def __init__(self, name: str, folders: Sequence[Path], *, check_pixels: bool = False, **options: Any) -> None:
         self.benchmark: Benchmark = get_benchmark(name)
-        self.folder = folder
-        self.options = options
+        self.folders = folders
+        self.options = {"check_pixels": check_pixels, **options}
         self.dropped = Dropped()
         self.task: Task = task_of(self.benchmark)
         self._splits: dict[tuple[int, int], DatasetDict] = {}
@@ -35,7 +39,19 @@ class BenchmarkData:
     @cached_property
     def parts(self) -> DatasetDict:
         """What the folder holds; see [`read_benchmark`]. Rows left out are listed in `dropped`."""
-        return read_benchmark(self.benchmark.name, self.folder, dropped=self.dropped, **self.options)
+        writes = "crop_dir" in self.options  # which one process has to do for all
+        with PartialState().main_process_first() if writes else nullcontext():
+            return self._read()
+
+    def _read(self) -> DatasetDict:
+        refusals: list[FileNotFoundError] = []
+        for folder in self.folders:
+            self.dropped = Dropped()
+            try:
+                return read_benchmark(self.benchmark.name, folder, dropped=self.dropped, **self.options)
+            except FileNotFoundError as error:
+                refusals.append(error)
+        raise refusals[-1]
 
     def splits(self, seed: int, fold: int = 0) -> DatasetDict:
         """`train`, `validation` and `test`; see [`make_splits`]."""

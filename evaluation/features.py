@@ -167,7 +167,10 @@ def decode_picture(picture: dict[str, Any], row: int) -> Any:
         return datasets.Image(mode="RGB").decode_example(picture)
     except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
         where = picture["path"] or "stored in the dataset"
-        raise ValueError(f"the picture in row {row} ({where}) cannot be decoded: {error}") from error
+        raise ValueError(
+            f"the picture in row {row} ({where}) cannot be decoded: {error}; a benchmark read with check_pixels "
+            "leaves such pictures out"
+        ) from error
 
 
 def undecoded(dataset: Dataset, image_column: str) -> Dataset:
@@ -198,7 +201,8 @@ def _identity(picture: dict[str, Any] | None, row: int) -> bytes:
 
 
 def _workers(pictures: int, processes: int) -> int:
-    return 0 if pictures < SMALL else max(1, min(8, len(os.sched_getaffinity(0)) // processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if pictures < SMALL else max(1, min(8, cores // processes))
 
 
 @torch.inference_mode()

@@ -6,9 +6,11 @@ Each function draws one dataset's pictures for all backbones side by side, and r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -32,10 +34,10 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
         The files written.
     """
     figures: dict[str, Figure] = {}
-    for dataset in evaluation.datasets:
-        runs = [evaluation.of(backbone, dataset) for backbone in evaluation.backbones]
+    for dataset, protocol in product(evaluation.datasets, evaluation.protocols):
+        runs = [evaluation.of(backbone, dataset, protocol) for backbone in evaluation.backbones]
         for part, outputs in runs[0][0].outputs.items():
-            name = "-".join(filter(None, (dataset, runs[0][0].protocol, _file_name(part))))
+            name = "-".join(filter(None, (dataset, protocol, _file_name(part))))
             labels = runs[0][0].targets[part]
             if labels.ndim == 1:
                 figures[f"confusion-{name}"] = confusion_matrices(runs, part, outputs)
@@ -128,19 +130,23 @@ def feature_maps(features: Mapping[str, np.ndarray], labels: np.ndarray, names: 
     """
     figure = Figure(figsize=(4.5 * len(features) + 1.5, 4.5), layout="constrained")
     is_class = np.issubdtype(labels.dtype, np.integer)
+    colors = colormaps["tab10" if len(names) <= 10 else "tab20"]
     panels = figure.subplots(1, len(features), squeeze=False)[0]
     for axes, (name, vectors) in zip(panels, features.items(), strict=True):
         rows = np.asarray(vectors, dtype=np.float64)
         reduced = PCA(min(50, *rows.shape), random_state=0).fit_transform(rows)
         perplexity = min(30, max(2, len(rows) // 4))
         places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
-        points = axes.scatter(*places.T, c=labels, s=8, cmap="tab10" if is_class else "coolwarm")
+        if is_class:
+            for label in np.unique(labels):  # the same colour on every panel, also where a class is missing
+                axes.scatter(*places[labels == label].T, s=8, color=colors(label % colors.N), label=names[label])
+        else:
+            points = axes.scatter(*places.T, c=labels, s=8, cmap="coolwarm")
         axes.set_title(_short(name))
         axes.set_xticks([])
         axes.set_yticks([])
     if is_class:
-        handles, _ = points.legend_elements(num=range(len(names)))
-        figure.legend(handles, names, loc="outside right center")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     else:
         figure.colorbar(points, ax=figure.axes, label=names[0])
     return figure

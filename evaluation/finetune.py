@@ -44,7 +44,7 @@ class BackboneWithHeads(nn.Module):
         super().__init__()
         if heads not in HEADS:
             raise ValueError(f"heads must be one of {', '.join(HEADS)}; got {heads!r}")
-        self.backbone = copy.deepcopy(backbone.model)
+        self.backbone = copy.deepcopy(backbone.model).float()  # AdamW's small steps vanish in half precision
         self.pooling = backbone.pooling
         self.on_map = heads == "pdanet"
         self.heads = (PDANetHeads if self.on_map else LinearHeads)(task, backbone.embed_dim)
@@ -176,8 +176,8 @@ def finetune(
     )
     folder = Path(str(args.output_dir))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
-    best = trainer.state.best_global_step or trainer.state.global_step
-    epoch = round(best / (trainer.state.max_steps / args.num_train_epochs))
+    tested = (entry for entry in trainer.state.log_history if "eval_selection" in entry)
+    epoch = next(round(entry["epoch"]) for entry in tested if entry["step"] == trainer.state.best_global_step)
     logits = _dict(trainer.predict(parts["test"]).predictions)
     return task.predict({name: torch.from_numpy(values) for name, values in logits.items()}), epoch
 

@@ -26,6 +26,13 @@ from .pdanet import PolarityConsistentLoss
 from .tasks import ClassHead
 from .zero_shot import ENSEMBLE, PROMPTS, classify, read_prompts, vision_side
 
+# Beginnings of the names of fields that do not change what fine-tuning predicts, or that a run's name has already.
+NO_SETTINGS = (
+    *("backbone", "dataset", "data_dir", "seed", "protocol", "output_dir", "features_dir", "figures", "prompts"),
+    *("check_pixels", "disable_tqdm", "hub_", "log", "project", "push_to_hub", "report_to", "run_name", "save_total"),
+    *("skip_memory_metrics", "trackio"),
+)
+
 
 class Answer(NamedTuple):
     """Predictions of a test split by part, and the epoch chosen on validation (None where nothing is trained).
@@ -49,22 +56,24 @@ class Question(NamedTuple):
 
 
 class Contestant:
-    """A backbone by its name, loaded when first needed.
+    """A backbone by its name under one protocol, loaded when first needed.
 
     Args:
         name (`str`): as in [`Backbone.load`]; for zero-shot, a dual encoder.
-        arguments ([`EvaluationArguments`]): the protocol and its settings.
+        protocol (`str`): one of [`PROTOCOLS`].
+        arguments ([`EvaluationArguments`]): the protocol's settings.
     """
 
-    def __init__(self, name: str, arguments: EvaluationArguments) -> None:
+    def __init__(self, name: str, protocol: str, arguments: EvaluationArguments) -> None:
         self.name = name
+        self.protocol = protocol
         self.arguments = arguments
         self._features: dict[str, np.ndarray] = {}
 
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone that features come from; for zero-shot, the dual encoder's vision side."""
-        if self.arguments.protocol == "zero_shot":
+        if self.protocol == "zero_shot":
             return vision_side(*self.dual_encoder, self.name)
         return Backbone.load(self.name, pooling=self.arguments.pooling)
 
@@ -86,11 +95,19 @@ class Contestant:
     @cached_property
     def fingerprint(self) -> str:
         """Of all weights and transforms that decide the predictions."""
-        if self.arguments.protocol != "zero_shot":
+        if self.protocol != "zero_shot":
             return self.backbone.fingerprint
         model, processor = self.dual_encoder
         tokens = sorted(processor.tokenizer.get_vocab().items())
         return f"{Backbone(model, processor.image_processor, self.name).fingerprint} {tokens}"
+
+    def load(self) -> None:
+        """Loads the model.
+
+        Raises:
+            OSError, ValueError: if there is none of this name, or it is of another kind than the protocol needs.
+        """
+        _ = self.fingerprint
 
     def features(self, data: BenchmarkData) -> np.ndarray:
         """Of the pictures in the data's table; the first call must be made by all processes together."""
@@ -106,20 +123,25 @@ class Contestant:
     def settings(self) -> Sequence[object]:
         """Whatever else the predictions depend on, beside weights, data and seed."""
         arguments = self.arguments
-        if arguments.protocol == "linear":
+        if self.protocol == "linear":
             return [linear_protocol(arguments), arguments.cross_validate]
-        if arguments.protocol == "zero_shot":
+        if self.protocol == "zero_shot":
             return [zero_shot_prompts(arguments), arguments.cross_validate]
-        places = ("backbone", "dataset", "data_dir", "seeds", "output_dir", "features_dir", "figures", "seed")
-        return sorted((key, str(value)) for key, value in arguments.to_dict().items() if key not in places)
+        settings = ((key, str(value)) for key, value in arguments.to_dict().items())
+        return sorted((key, value) for key, value in settings if not key.startswith(NO_SETTINGS))
+
+    def answer(self, question: Question) -> Answer:
+        """The protocol's answer to a question."""
+        return ANSWERS[self.protocol](self, question)
 
 
 def check_question(data: BenchmarkData, arguments: EvaluationArguments) -> None:
-    """Raises a `ValueError` for a dataset that the protocol cannot be used on, before anything is computed."""
+    """Reads a dataset, and raises a `ValueError` where a protocol cannot be used on it."""
     title = data.benchmark.title
+    data.splits(arguments.seeds[0])
     if arguments.cross_validate and "all" not in data.parts:
         raise ValueError(f"{title} has an official test split; evaluate it without --cross_validate")
-    if arguments.protocol == "zero_shot" and not all(isinstance(head, ClassHead) for head in data.task.heads):
+    if "zero_shot" in arguments.protocol and not all(isinstance(head, ClassHead) for head in data.task.heads):
         raise ValueError(f"zero-shot needs one class per picture, which {title} doesn't have")
     if arguments.heads == "pdanet":
         PolarityConsistentLoss(data.task)

@@ -47,17 +47,19 @@ class Evaluation:
     """All runs of one call, and what follows from them.
 
     Args:
-        runs (`Sequence[Run]`): of every backbone, dataset and seed, under one protocol.
+        runs (`Sequence[Run]`): of every protocol, backbone, dataset and seed.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
         self.backbones = list(dict.fromkeys(run.backbone for run in runs))
         self.datasets = list(dict.fromkeys(run.dataset for run in runs))
+        self.protocols = list(dict.fromkeys(run.protocol for run in runs))
 
-    def of(self, backbone: str, dataset: str) -> list[Run]:
-        """The runs of one backbone on one dataset, by seed."""
-        return [run for run in self.runs if (run.backbone, run.dataset) == (backbone, dataset)]
+    def of(self, backbone: str, dataset: str, protocol: str | None = None) -> list[Run]:
+        """The runs of one backbone on one dataset under one protocol (by default the first), by seed."""
+        key = (backbone, dataset, protocol or self.protocols[0])
+        return [run for run in self.runs if (run.backbone, run.dataset, run.protocol) == key]
 
     def results(self) -> list[dict[str, object]]:
         """One entry for each run: `backbone`, `dataset`, `task`, `protocol`, `seed`, `split`, `metrics`."""
@@ -69,24 +71,35 @@ class Evaluation:
         first, *others = self.backbones
         return [
             comparison
+            for protocol in self.protocols
             for other in others
             for dataset in self.datasets
-            for comparison in compare(self.of(first, dataset), self.of(other, dataset))
+            for comparison in compare(self.of(first, dataset, protocol), self.of(other, dataset, protocol))
         ]
 
     def table(self) -> str:
         """Markdown: mean ± standard deviation over the seeds, the paper's figures below, then the comparisons."""
-        columns = [(dataset, metric) for dataset in self.datasets for metric in self._metrics(dataset)]
-        header = ["backbone", *(f"{get_benchmark(dataset).title} {metric}" for dataset, metric in columns)]
-        rows = [[name, *(self._cell(name, dataset, metric) for dataset, metric in columns)] for name in self.backbones]
-        rows += _paper_rows(self.runs[0].protocol, columns)
-        seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in self.runs))
-        first = self.runs[0]
-        text = [f"Protocol {first.protocol}, split {first.split}, seeds {seeds}; mean ± standard deviation.", ""]
-        text += markdown(header, rows)
+        text: list[str] = []
+        for protocol in self.protocols:
+            text += [*self._table(protocol), ""]
         if self.comparisons:
-            text += ["", *markdown(COMPARISON_HEADER, [_comparison_row(c) for c in self.comparisons])]
-        return "\n".join(text) + "\n"
+            text += markdown(COMPARISON_HEADER, [_comparison_row(c) for c in self.comparisons])
+        return "\n".join(text).rstrip() + "\n"
+
+    def _table(self, protocol: str) -> list[str]:
+        """One protocol's lines: what was tested, and the table."""
+        first = {dataset: self.of(self.backbones[0], dataset, protocol) for dataset in self.datasets}
+        columns = [(dataset, metric) for dataset in self.datasets for metric in first[dataset][0].metrics]
+        header = ["backbone", *(f"{get_benchmark(dataset).title} {metric}" for dataset, metric in columns)]
+        rows = [
+            [name, *(_cell(self.of(name, dataset, protocol), metric) for dataset, metric in columns)]
+            for name in self.backbones
+        ]
+        seeds = [run.seed for run in first[self.datasets[0]]]
+        tested = (f"{get_benchmark(dataset).title} {len(runs[0].examples)}" for dataset, runs in first.items())
+        about = f"Protocol {protocol}, split {self.runs[0].split}; tested: {', '.join(tested)}; seeds "
+        about += ", ".join(map(str, seeds)) + ("; mean ± standard deviation." if len(seeds) > 1 else ".")
+        return [about, "", *markdown(header, [*rows, *_paper_rows(protocol, columns)])]
 
     def save(self, folder: Path) -> None:
         """Writes `results.json`, `details.json` (see [`describe`]), `comparisons.json` and `results.md`."""
@@ -96,15 +109,8 @@ class Evaluation:
         _write_json(folder / "comparisons.json", [comparison.record() for comparison in self.comparisons])
         (folder / "results.md").write_text(self.table(), encoding="utf-8")
 
-    def _metrics(self, dataset: str) -> Iterable[str]:
-        return self.of(self.backbones[0], dataset)[0].metrics
 
-    def _cell(self, backbone: str, dataset: str, metric: str) -> str:
-        values: dict = spread([run.metrics[metric] for run in self.of(backbone, dataset)])
-        return f"{_shown(metric, values['mean'])} ± {_shown(metric, values['std'])}"
-
-
-COMPARISON_HEADER = ("before", "after", "dataset", "metric", "difference", "95 % interval", "says")
+COMPARISON_HEADER = ("before", "after", "dataset", "protocol", "metric", "difference", "95 % interval", "says")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -118,6 +124,12 @@ def read_paper_table(number: int) -> list[dict[str, str]]:
     path = resources.files("pacl.evaluation") / "paper" / f"table{number}.csv"
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _cell(runs: Sequence[Run], metric: str) -> str:
+    values: dict = spread([run.metrics[metric] for run in runs])
+    deviation = f" ± {_shown(metric, values['std'])}" if len(runs) > 1 else ""  # of one run nothing is known
+    return _shown(metric, values["mean"]) + deviation
 
 
 def _paper_rows(protocol: str, columns: Sequence[tuple[str, str]]) -> list[list[str]]:
@@ -156,6 +168,7 @@ def _comparison_row(comparison: Comparison) -> list[str]:
         comparison.before,
         comparison.after,
         get_benchmark(comparison.dataset).title,
+        comparison.protocol,
         metric,
         f"{_shown(metric, comparison.mean, '+')}",
         f"{_shown(metric, comparison.low, '+')} to {_shown(metric, comparison.high, '+')}",

@@ -1,4 +1,4 @@
-"""From backbones and folders to results: every dataset, backbone and seed under one protocol, nothing computed twice.
+"""From backbones and folders to results: every protocol, backbone, dataset and seed, nothing computed twice.
 
 This is what `python -m pacl.evaluation` calls.
 """
@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from . import figures
 from .arguments import EvaluationArguments
 from .data import BenchmarkData
-from .protocols import ANSWERS, Answer, Contestant, Question, check_question
+from .protocols import Answer, Contestant, Question, check_question
 from .report import Evaluation
 from .results import Run
-from .tasks import ClassHead, TagHead
+from .tasks import TagHead
 
 FOLDS = range(10)
 
@@ -52,16 +52,23 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation:
     ```
     """
     options = arguments.options_by_dataset()
-    datasets = [BenchmarkData(name, folder, **options[name]) for name, folder in arguments.folders().items()]
+    datasets = [
+        BenchmarkData(name, folders, check_pixels=arguments.check_pixels, **options[name])
+        for name, folders in arguments.folders().items()
+    ]
+    contestants = [
+        Contestant(name, protocol, arguments) for protocol in arguments.protocol for name in arguments.backbone
+    ]
+    # What cannot be read or loaded is refused before anything is computed.
     for data in datasets:
         check_question(data, arguments)
-    contestants = [Contestant(name, arguments) for name in arguments.backbone]
+    for contestant in contestants:
+        contestant.load()
     evaluation = Evaluation(
         [run for contestant in contestants for data in datasets for run in _runs(contestant, data, arguments)]
     )
-    for data in datasets if arguments.protocol == "linear" else ():
-        for contestant in contestants:
-            contestant.features(data)  # from the cache, by all processes together
+    mapped = [contestant for contestant in contestants if arguments.figures and contestant.protocol == "linear"]
+    maps = {data.benchmark.name: _features_to_map(data, mapped) for data in datasets if _has_colours(data) and mapped}
     if PartialState().is_main_process:
         folder = Path(str(arguments.output_dir))
         evaluation.save(folder)
@@ -69,29 +76,33 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation:
             if data.dropped:
                 data.dropped.save(folder / f"dropped-{data.benchmark.name}.jsonl")
         if arguments.figures:
-            _draw(evaluation, contestants, datasets, folder / "figures")
+            figures.draw(evaluation, folder / "figures")
+        for name, drawing in maps.items():
+            figures.save(figures.feature_maps(*drawing), folder / "figures" / f"features-{name}.png")
     PartialState().wait_for_everyone()
     return evaluation
 
 
-def _draw(
-    evaluation: Evaluation, contestants: Sequence[Contestant], datasets: Sequence[BenchmarkData], folder: Path
-) -> None:
-    figures.draw(evaluation, folder)
-    for data in datasets if evaluation.runs[0].protocol == "linear" else ():
-        everything = concatenate_datasets(list(data.parts.values()))
-        everything = everything.select(figures.shown_on_map(len(everything)))
-        # The coarsest labels of a hierarchy, the first of several ratings (valence); tags have no single colour.
-        head = data.task.heads[0]
-        if isinstance(head, TagHead):
-            continue
-        labels, rows = head.read(everything), data.table.rows(everything)
-        features = {contestant.name: contestant.features(data)[rows] for contestant in contestants}
-        if isinstance(head, ClassHead):
-            drawing = figures.feature_maps(features, labels, head.outputs)
-        else:
-            drawing = figures.feature_maps(features, labels[:, 0], head.outputs[:1])
-        figures.save(drawing, folder / f"features-{data.benchmark.name}.png")
+def _has_colours(data: BenchmarkData) -> bool:
+    """Whether a picture has one label to be coloured by; tags are several."""
+    return not isinstance(data.task.heads[0], TagHead)
+
+
+def _features_to_map(
+    data: BenchmarkData, contestants: Sequence[Contestant]
+) -> tuple[dict[str, np.ndarray], np.ndarray, Sequence[str]]:
+    """What [`figures.feature_maps`] draws: features of some pictures by backbone, their labels, the labels' names.
+
+    The labels are the coarsest of a hierarchy, or the first of several ratings (valence). All processes have to call
+    it together, since the features may have to be computed.
+    """
+    everything = concatenate_datasets(list(data.parts.values()))
+    everything = everything.select(figures.shown_on_map(len(everything)))
+    rows = data.table.rows(everything)
+    features = {contestant.name: contestant.features(data)[rows] for contestant in contestants}
+    head = data.task.heads[0]
+    labels = head.read(everything)
+    return (features, labels, head.outputs) if labels.ndim == 1 else (features, labels[:, 0], head.outputs[:1])
 
 
 def _runs(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArguments) -> list[Run]:
@@ -100,11 +111,11 @@ def _runs(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArgu
     paths = {seed: _path(contestant, data, arguments, seed) for seed in arguments.seeds}
     # One process decides for all: a file that appears between two looks must not split them.
     (todo,) = broadcast_object_list([[seed for seed, path in paths.items() if not path.is_file()]])
-    together = arguments.protocol == "finetune"
+    together = contestant.protocol == "finetune"
     if todo and not together:
         contestant.features(data)  # by all processes, before each goes its own way
     mine = todo if together else todo[state.process_index :: state.num_processes]
-    desc = f"{data.benchmark.title}, {arguments.protocol}, {contestant.name}"
+    desc = f"{data.benchmark.title}, {contestant.protocol}, {contestant.name}"
     for seed in tqdm(mine, desc=desc, unit="seed", disable=not state.is_main_process):
         workplace = paths[seed].parent.with_name("checkpoints") / paths[seed].stem
         run = _run(contestant, data, arguments, seed, workplace)
@@ -121,7 +132,7 @@ def _path(contestant: Contestant, data: BenchmarkData, arguments: EvaluationArgu
     digest = hashlib.blake2b(digest_size=12)
     for part in (contestant.fingerprint, data.fingerprint, *contestant.settings()):
         digest.update(f"{part}\n".encode())
-    name = f"{data.benchmark.name}-{arguments.protocol}-seed{seed}-{digest.hexdigest()}.npz"
+    name = f"{data.benchmark.name}-{contestant.protocol}-seed{seed}-{digest.hexdigest()}.npz"
     return Path(str(arguments.output_dir)) / "runs" / name
 
 
@@ -135,7 +146,7 @@ def _run(
     for fold in FOLDS if arguments.cross_validate else FOLDS[:1]:
         splits = data.splits(seed, fold)
         question = Question(data, splits, seed, workplace / f"fold{fold}")
-        answers.append(ANSWERS[arguments.protocol](contestant, question))
+        answers.append(contestant.answer(question))
         examples.append(np.asarray(splits["test"]["id"][:], dtype=np.str_))
         units.append(data.units(splits["test"]))
         labels = data.task.read(splits["test"])
@@ -144,14 +155,17 @@ def _run(
     truth = {part: np.concatenate(values) for part, values in targets.items()}
     parts = answers[0].heads
     predictions = {part: np.concatenate([answer.predictions[part] for answer in answers]) for part in parts}
+    metrics: dict[str, float] = {}
+    for part, head in parts.items():
+        metrics |= data.task.score_head(head, truth[part], predictions[part], part)
     return Run(
         backbone=contestant.name,
         dataset=data.benchmark.name,
         task=data.task.name,
-        protocol=arguments.protocol,
+        protocol=contestant.protocol,
         seed=seed,
         split="cross-validation" if arguments.cross_validate else "test",
-        metrics=_scores(data, parts, truth, predictions),
+        metrics=metrics,
         best_epochs=[answer.epoch for answer in answers if answer.epoch is not None],
         outputs={part: list(data.task.head(head).outputs) for part, head in parts.items()},
         examples=np.concatenate(examples),
@@ -159,14 +173,3 @@ def _run(
         targets=truth,
         predictions=predictions,
     )
-
-
-def _scores(
-    data: BenchmarkData, parts: dict[str, str], targets: dict[str, np.ndarray], predictions: dict[str, np.ndarray]
-) -> dict[str, float]:
-    scores = {}
-    for part, head in parts.items():
-        for metric in data.task.metrics_by_head[head]:
-            name = f"{part}/{metric.key}" if part else metric.key
-            scores[name] = float(metric.value(targets[part], predictions[part]))
-    return scores

@@ -108,7 +108,7 @@ def mean_roc_auc(weights: np.ndarray, targets: np.ndarray, predictions: np.ndarr
     def area(hits: np.ndarray, misses: np.ndarray) -> np.ndarray:
         below = misses.sum(axis=1, keepdims=True) - misses.cumsum(axis=1)
         pairs = hits.sum(axis=1) * misses.sum(axis=1)
-        return (hits * below).sum(axis=1) / np.maximum(pairs, 1e-12)
+        return (hits * (below + misses / 2)).sum(axis=1) / np.maximum(pairs, 1e-12)
 
     return _mean_over_classes(area, weights, targets, predictions)
 
@@ -119,12 +119,17 @@ def _mean_over_classes(
     targets: np.ndarray,
     predictions: np.ndarray,
 ) -> np.ndarray:
-    """Mean of a ranking statistic over the classes that have both kinds of examples, shape `(replicates,)`."""
+    """Mean of a ranking statistic over the classes that have both kinds of examples, shape `(replicates,)`.
+
+    The statistic gets the weights of hits and misses by distinct score, best first: examples of equal score, such as
+    the persons of one picture, are not ranked among themselves.
+    """
     total, classes = np.zeros(len(weights)), np.zeros(len(weights))
     for truth, scores in zip(targets.T, predictions.T, strict=True):
         order = np.argsort(-scores, kind="stable")
-        ranked, is_hit = weights[:, order], truth[order] > 0
-        hits, misses = ranked * is_hit, ranked * ~is_hit
+        ranked, is_hit, sorted_scores = weights[:, order], truth[order] > 0, scores[order]
+        starts = np.flatnonzero(np.append(True, sorted_scores[1:] != sorted_scores[:-1]))
+        hits, misses = (np.add.reduceat(ranked * kind, starts, axis=1) for kind in (is_hit, ~is_hit))
         defined = (hits.sum(axis=1) > 0) & (misses.sum(axis=1) > 0)
         total += np.where(defined, statistic(hits, misses), 0)
         classes += defined

@@ -151,12 +151,18 @@ class Task:
 
     def score(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Every metric of every head; with several heads, under `head/metric`."""
-        scores = {}
-        for head, metrics in self.metrics_by_head.items():
-            prefix = f"{head}/" if len(self.heads) > 1 else ""
-            for metric in metrics:
-                scores[prefix + metric.key] = metric.value(targets[head], predictions[head])
+        scores: dict[str, float] = {}
+        for head in self.metrics_by_head:
+            part = head if len(self.heads) > 1 else ""
+            scores |= self.score_head(head, targets[head], predictions[head], part)
         return scores
+
+    def score_head(self, head: str, targets: np.ndarray, predictions: np.ndarray, part: str = "") -> dict[str, float]:
+        """Every metric of one head, under `part/metric` where a part is given."""
+        prefix = f"{part}/" if part else ""
+        return {
+            prefix + metric.key: float(metric.value(targets, predictions)) for metric in self.metrics_by_head[head]
+        }
 
     def selection(self, predictions: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]) -> float:
         """What the best epoch has most of: the mean over the heads of their first metric (less error is more)."""

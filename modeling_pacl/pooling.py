@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers.utils import ModelOutput
 
+from .configuration_pacl import VISION_POOLINGS, require_choice
+
 
 def pool_vision(outputs: ModelOutput, pooling: str = "auto") -> torch.Tensor:
     """
@@ -21,6 +23,7 @@ def pool_vision(outputs: ModelOutput, pooling: str = "auto") -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch, dim)`.
     """
+    require_choice("pooling", pooling, VISION_POOLINGS)
     hidden = outputs["last_hidden_state"]
     is_map = hidden.dim() == 4
     if pooling == "auto":

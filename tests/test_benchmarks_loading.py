@@ -109,14 +109,14 @@ def test_pictures_that_cannot_be_used_are_listed_in_a_warning_and_a_file(
         data = load_benchmark("twitter1", twitter, dropped=dropped)
     assert sum(map(len, data.values())) == 20
     expected = [
-        {"row": "gone", "reason": "picture file not found"},
-        {"row": "empty", "reason": "picture file is empty (0 bytes)"},
-        {"row": "page", "reason": "not a picture"},
-        {"row": "00", "reason": "listed twice"},
+        {"row": "gone.jpg", "reason": "picture file not found"},
+        {"row": "empty.jpg", "reason": "picture file is empty (0 bytes)"},
+        {"row": "page.jpg", "reason": "not a picture"},
+        {"row": "00.jpg", "reason": "listed twice"},
     ]
     assert dropped.entries == expected
     assert "Twitter-I" in caplog.text
-    assert "4 rows dropped: 1 picture file not found (e.g. gone)" in caplog.text
+    assert "4 rows dropped: 1 picture file not found (e.g. gone.jpg)" in caplog.text
     dropped.save(tmp_path / "dropped.jsonl")
     assert [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()] == expected
 
@@ -130,7 +130,7 @@ def test_pictures_that_end_early_are_found_when_pixels_are_checked(twitter: Path
     load_benchmark("twitter1", twitter, dropped=quick)
     load_benchmark("twitter1", twitter, check_pixels=True, dropped=thorough)
     assert not len(quick)
-    assert thorough.entries == [{"row": "00", "reason": "picture cannot be decoded"}]
+    assert thorough.entries == [{"row": "00.jpg", "reason": "picture cannot be decoded"}]
 
 
 def test_a_folder_without_one_usable_picture_says_why(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_split_depends_on_the_seed_and_on_nothing_else(twitter: Path) -> Non
 
 def test_the_folds_test_every_picture_once_and_validate_on_the_next(twitter: Path) -> None:
     folds = [load_benchmark("twitter1", twitter, fold=fold) for fold in range(10)]
-    assert sorted(row_id for data in folds for row_id in data["test"]["id"]) == [f"{i:02d}" for i in range(20)]
+    assert sorted(row_id for data in folds for row_id in data["test"]["id"]) == [f"{i:02d}.jpg" for i in range(20)]
     for data, following in zip(folds, folds[1:] + folds[:1], strict=True):
         assert list(data["validation"]["id"]) == list(following["test"]["id"])
         assert [len(part) for part in data.values()] == [16, 2, 2]

@@ -233,7 +233,7 @@ def test_emoset_reads_both_forms_of_its_rows(tmp_path: Path, with_id: bool) -> N
     assert {split: names(part) for split, part in data.items()} == dict.fromkeys(
         ("train", "validation", "test"), MIKELS
     )
-    assert data["validation"]["id"][0] == "amusement_00100"
+    assert data["validation"]["id"][0] == "image/amusement/amusement_00100.jpg"
     assert dropped.by_reason() == {"unknown emotion": 3, "row is not [emotion, (id,) image, annotation]": 3}
 
 
@@ -276,9 +276,9 @@ def test_oasis_ratings_that_are_no_ratings_are_listed(tmp_path: Path) -> None:
     dropped = Dropped()
     load_benchmark("oasis", tmp_path, dropped=dropped)
     assert [(entry["row"], entry["reason"]) for entry in dropped.entries] == [
-        ("a", "valence is missing"),
-        ("b", "arousal is outside 1 to 7"),
-        ("c", "arousal is missing"),
+        ("a.jpg", "valence is missing"),
+        ("b.jpg", "arousal is outside 1 to 7"),
+        ("c.jpg", "arousal is missing"),
     ]
 
 
@@ -318,8 +318,10 @@ def test_twitter_is_read_from_its_plain_table(tmp_path: Path) -> None:
     write(tmp_path / "labels.csv", "\n".join([*lines, "images/0001.jpg,mixed"]))
     dropped = Dropped()
     data = load_benchmark("Twitter-I", tmp_path, dropped=dropped)
-    assert {row_id: row["label"] for row_id, row in everything(data).items()} == {f"{i:04d}": i % 2 for i in range(20)}
-    assert dropped.entries == [{"row": "0001", "reason": "unknown sentiment"}]
+    assert {row_id: row["label"] for row_id, row in everything(data).items()} == {
+        f"images/{i:04d}.jpg": i % 2 for i in range(20)
+    }
+    assert dropped.entries == [{"row": "images/0001.jpg", "reason": "unknown sentiment"}]
     with pytest.raises(ValueError, match="agreement=3 cannot be chosen"):
         load_benchmark("twitter1", tmp_path, agreement=3)
 

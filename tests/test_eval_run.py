@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Image
 
-from eval_fixtures import save_backbone, write_oasis, write_twitter
+from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
 from pacl.evaluation import EvaluationArguments, data, evaluate, run
 from pacl.evaluation.__main__ import main
 from pacl.evaluation.backbones import Backbone
@@ -46,7 +47,7 @@ def asked(place, out, **changes) -> EvaluationArguments:
 
 
 def command(arguments: EvaluationArguments) -> list[str]:
-    names = ("backbone", "dataset", "data_dir", "output_dir", "seeds", "num_train_epochs", "use_cpu")
+    names = ("backbone", "dataset", "data_dir", "output_dir", "protocol", "seeds", "num_train_epochs", "use_cpu")
     words = []
     for name in names:
         value = getattr(arguments, name)
@@ -121,13 +122,13 @@ def test_relabelled_data_is_not_answered_from_old_runs(place, tmp_path):
 def test_folder_is_read_once_for_all_backbones_seeds_and_folds(place, tmp_path, monkeypatch):
     read = []
     original = data.read_benchmark
-    monkeypatch.setattr(data, "read_benchmark", lambda *args, **kw: read.append(args[0]) or original(*args, **kw))
+    monkeypatch.setattr(data, "read_benchmark", lambda *args, **kw: (original(*args, **kw), read.append(args[0]))[0])
     evaluate(asked(place, tmp_path, figures=False, cross_validate=True, num_train_epochs=1))
     assert read == ["oasis", "twitter1"]
 
 
 def test_rows_of_one_picture_are_drawn_together(tmp_path):
-    persons = data.BenchmarkData("emotic", tmp_path)
+    persons = data.BenchmarkData("emotic", [tmp_path])
     files = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "a.jpg")]
     part = Dataset.from_dict({"image": files, "id": ["1", "2", "3"]}).cast_column("image", Image())
     persons.parts = {"test": part}
@@ -140,7 +141,7 @@ def test_pictures_that_cannot_be_used_are_listed(place, tmp_path):
     (tmp_path / "data" / "images" / "007.png").write_bytes(b"")
     evaluate(asked(place, tmp_path / "out", figures=False, dataset=["twitter1"], data_dir=[str(tmp_path / "data")]))
     (line,) = (tmp_path / "out" / "dropped-twitter1.jsonl").read_text().splitlines()
-    assert json.loads(line)["row"] == "007"
+    assert json.loads(line)["row"] == "images/007.png"
 
 
 def test_cross_validation_tests_every_picture_once(place, tmp_path):
@@ -174,11 +175,15 @@ def test_prompts_come_from_a_file(place, model, processor, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(place, tmp_path):
-    alone = evaluate(asked(place, tmp_path / "one", figures=False, features_dir=str(tmp_path / "features"))).results()
+def test_two_processes_give_the_numbers_of_one(place, model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "dual_encoder")
+    processor.save_pretrained(tmp_path / "dual_encoder")
+    fields = {"dataset": ["twitter1"], "backbone": [str(tmp_path / "dual_encoder")]}
+    fields |= {"protocol": ["linear", "zero_shot"], "seeds": [0, 1, 2]}
+    alone = evaluate(asked(place, tmp_path / "one", features_dir=str(tmp_path / "features"), **fields)).results()
     # `--multi_gpu` is accelerate's name for torchrun; without a GPU the processes join by gloo.
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    words = [*launcher, "-m", "pacl.evaluation", *command(asked(place, tmp_path / "two")), "--figures", "False"]
+    words = [*launcher, "-m", "pacl.evaluation", *command(asked(place, tmp_path / "two", **fields))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, check=False, timeout=300
@@ -186,6 +191,7 @@ def test_two_processes_give_the_numbers_of_one(place, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "evaluated on 2 processes" in done.stdout
     assert json.loads((tmp_path / "two" / "results.json").read_text()) == alone
+    assert (tmp_path / "two" / "figures" / "features-twitter1.png").is_file()
 
 
 @pytest.mark.real
@@ -209,7 +215,12 @@ def test_real_weights_see_valence_in_real_pictures(real_data, tmp_path):
         ({"backbone": []}, "--backbone is missing"),
         ({"dataset": ["oasys"]}, "Unknown benchmark 'oasys'"),
         ({"protocol": "quadratic"}, "--protocol must be one of linear"),
-        ({"heads": "pdanet"}, "use --protocol finetune"),
+        ({"pooling": "cls"}, "--pooling must be one of auto, first, mean"),
+        ({"lr_scheduler_type": "linear"}, "--lr_scheduler_type goes with --protocol finetune"),
+        ({"per_device_train_batch_size": 16}, "--per_device_train_batch_size: give --batch_size"),
+        ({"load_best_model_at_end": False}, "the epoch that is best on validation is what is tested"),
+        ({"backbone": ["nowhere/at/all"]}, "nowhere/at/all"),
+        ({"heads": "pdanet"}, "--heads goes with --protocol finetune"),
         ({"prompts": "x.txt"}, "--prompts goes with --protocol zero_shot"),
         ({"data_dir": ["a", "b", "c"]}, "2 datasets need one --data_dir or as many; got 3"),
         ({"protocol": "zero_shot"}, "zero-shot needs one class per picture, which OASIS doesn't have"),
@@ -221,8 +232,66 @@ def test_real_weights_see_valence_in_real_pictures(real_data, tmp_path):
     ],
 )
 def test_wrong_argument_is_refused_by_name(place, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         evaluate(asked(place, tmp_path, figures=False, **changes))
+
+
+def test_what_cannot_be_read_or_loaded_is_refused_before_anything_is_computed(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_run", lambda *_: pytest.fail("a run was computed"))
+    places = [str(place / "data" / "oasis"), str(tmp_path / "nowhere")]
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        evaluate(asked(place, tmp_path, data_dir=places))
+    with pytest.raises(OSError, match="no_backbone"):
+        evaluate(asked(place, tmp_path, backbone=[str(place / "before"), str(tmp_path / "no_backbone")]))
+
+
+def test_dataset_lies_in_the_folder_itself_or_under_its_name_or_its_siblings(place, tmp_path):
+    def folders(*names):
+        return asked(place, tmp_path, dataset=list(names), data_dir=[str(tmp_path)]).folders()
+
+    for name in ("emotic", "fi"):
+        (tmp_path / name).mkdir()
+    assert folders("emotic") == {"emotic": [tmp_path, tmp_path / "emotic"]}
+    assert folders("fi2", "emotic_vad", "oasis") == {
+        "fi2": [tmp_path, tmp_path / "fi"],
+        "emotic_vad": [tmp_path, tmp_path / "emotic"],
+        "oasis": [tmp_path],
+    }
+
+
+def test_picture_that_ends_early_is_left_out_where_pixels_are_checked(place, tmp_path):
+    write_twitter(tmp_path / "data")
+    picture = tmp_path / "data" / "images" / "007.png"
+    picture.write_bytes(picture.read_bytes()[:-80])
+    fields = {"figures": False, "dataset": ["twitter1"], "data_dir": [str(tmp_path / "data")], "seeds": [0]}
+    with pytest.raises(ValueError, match="007.png.*cannot be decoded.*check_pixels"):
+        evaluate(asked(place, tmp_path / "out", **fields))
+    evaluate(asked(place, tmp_path / "out", **fields, check_pixels=True))
+    assert "images/007.png" in (tmp_path / "out" / "dropped-twitter1.jsonl").read_text()
+
+
+def test_checkpoint_in_half_precision_is_evaluated(place, tmp_path):
+    backbone = tiny_backbone()
+    backbone.model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    backbone.image_processor.save_pretrained(tmp_path / "half")
+    fields = {"figures": False, "dataset": ["oasis"], "backbone": [str(tmp_path / "half")], "seeds": [0]}
+    protocols = ["linear", "finetune"]
+    records = evaluate(asked(place, tmp_path / "out", **fields, num_train_epochs=1, protocol=protocols)).results()
+    assert [record["protocol"] for record in records] == protocols
+
+
+def test_several_protocols_make_a_table_each(place, model, processor, tmp_path):
+    names = [str(tmp_path / name) for name in ("old", "new")]
+    for name in names:
+        model.save_pretrained(name)
+        processor.save_pretrained(name)
+    fields = {"dataset": ["twitter1"], "backbone": names}
+    evaluation = evaluate(asked(place, tmp_path / "out", protocol=["linear", "zero_shot"], **fields))
+    assert [line.split(",")[0] for line in evaluation.table().splitlines() if line.startswith("Protocol")] == [
+        "Protocol linear",
+        "Protocol zero_shot",
+    ]
+    assert {comparison.protocol for comparison in evaluation.comparisons} == {"linear", "zero_shot"}
 
 
 def test_command_line_ends_with_one_line_on_a_wrong_folder(place, tmp_path):
@@ -266,7 +335,8 @@ def test_run_is_read_back_as_it_was_written(tmp_path):
 def test_table_has_the_papers_figures_below_ours():
     right = np.arange(80) % 8
     table = Evaluation([make_run("mine", right), make_run("better", right)]).table()
-    assert "| mine | 100.00 ± 0.00 |" in table
+    assert "| mine | 100.00 |" in table  # one seed has no spread to show
+    assert "tested: FI 80; seeds 0." in table
     assert "| paper: ResNet-50 + PACL | 59.50 |" in table
     assert "no clear difference" in table
 

@@ -35,6 +35,8 @@ RATINGS, RATED = GENERATOR.normal(5, 1, (2, 40, 3))
         (WeightedF1, CLASSES, GUESSES),
         (MeanAveragePrecision, TAGS, SCORES),
         (MeanROCAUC, TAGS, SCORES),
+        (MeanAveragePrecision, TAGS, SCORES.round(1)),  # equal scores are not ranked among themselves
+        (MeanROCAUC, TAGS, SCORES.round(1)),
         (MeanMSE, RATINGS, RATED),
         (MeanR2, RATINGS, RATED),
     ],

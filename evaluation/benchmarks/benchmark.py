@@ -36,6 +36,7 @@ class Benchmark:
         extra_columns (`dict[str, Any]`, *optional*): features of further columns that the reader passes through.
         group_by (`str`, *optional*): column whose values must not be torn apart by a split.
         scale (`tuple[float, float]`, *optional*): lowest and highest possible rating of a regression.
+        of (`str`, *optional*): name of the benchmark that this one is another task on the same folder of.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Benchmark:
     extra_columns: dict[str, Any] = field(default_factory=dict)
     group_by: str | None = None
     scale: tuple[float, float] | None = None
+    of: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """What its folder is called among those of other benchmarks."""
+        return self.of or self.name
 
     @property
     def label_columns(self) -> tuple[str, ...]:

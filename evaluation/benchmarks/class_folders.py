@@ -91,6 +91,7 @@ FI = Benchmark(
 FI2 = Benchmark(
     name="fi2",
     title="FI-2",
+    of="fi",
     task="single_label",
     columns={"label": classes("negative", "positive")},
     reader=class_folder_reader("FI", MIKELS, ("emotion_dataset",)),

@@ -41,7 +41,7 @@ def _crop_path(row: Row, crop_dir: Path) -> Path:
 
 def _crop_picture(image: str, people: list[Row], crop_dir: Path) -> list[str | None]:
     """Writes the crops of one picture's people; returns for each why there is none, or `None`."""
-    if all(_crop_path(row, crop_dir).exists() for row in people):
+    if all(_is_fresh(_crop_path(row, crop_dir), Path(image)) for row in people):
         return [None] * len(people)
     try:
         with Image.open(image) as picture:
@@ -49,6 +49,11 @@ def _crop_picture(image: str, people: list[Row], crop_dir: Path) -> list[str | N
     except PICTURE_ERRORS:
         return [picture_problem(image, check_pixels=True)] * len(people)
     return [_write_crop(whole, row["bbox"], _crop_path(row, crop_dir)) for row in people]
+
+
+def _is_fresh(crop: Path, picture: Path) -> bool:
+    """Whether a crop is there that is younger than its picture."""
+    return crop.exists() and picture.exists() and crop.stat().st_mtime_ns >= picture.stat().st_mtime_ns
 
 
 def _write_crop(whole: Image.Image, bbox: list[int], path: Path) -> str | None:

@@ -36,7 +36,7 @@ def _read_list(table: Path, folder: Path, dropped: Dropped) -> list[Row]:
     for number, entry in enumerate(entries):
         match entry:
             case [str(emotion), str(image), _] | [str(emotion), _, str(image), _] if emotion.lower() in MIKELS:
-                rows.append({"image": str(folder / image), "id": Path(image).stem, "label": emotion.lower()})
+                rows.append({"image": str(folder / image), "id": image, "label": emotion.lower()})
             case [_, _, _] | [_, _, _, _]:
                 dropped.add(f"{table.name}:{number}", "unknown emotion")
             case _:

@@ -223,6 +223,7 @@ EMOTIC = Benchmark(
 EMOTIC_VAD = Benchmark(
     name="emotic_vad",
     title="Emotic-VAD",
+    of="emotic",
     task="regression",
     columns=ratings(*VAD),
     extra_columns=_BOX,

@@ -43,7 +43,7 @@ def read_oasis(folder: Path, dropped: Dropped, *, train_only: str | Path | None 
     for cells in rows:
         row: Row = {
             "image": str(folder / cells["image"]),
-            "id": Path(cells["image"]).stem,
+            "id": cells["image"],
             "valence": to_float(cells["valence"]),
             "arousal": to_float(cells["arousal"]),
             "theme": cells["theme"],
@@ -73,7 +73,7 @@ def _from_original(table: Path, rows: list[dict[str, str]], folder: Path) -> lis
     pictures = pictures_by_stem(folder)
     return [
         {
-            "image": str(pictures.get(row["theme"].lower(), folder / f"{row['theme']}.jpg")),
+            "image": pictures.get(row["theme"].lower(), folder / f"{row['theme']}.jpg").relative_to(folder).as_posix(),
             "theme": re.sub(r"\s*\d+$", "", row["theme"]),
             "category": row["category"],
             "valence": row["valence_mean"],

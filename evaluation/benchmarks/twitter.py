@@ -36,10 +36,10 @@ def read_twitter(folder: Path, dropped: Dropped, *, agreement: int = 5) -> Rows:
     rows = []
     for file, sentiment in pairs:
         if sentiment.lower() in SENTIMENT:
-            row = {"image": str(folder / file), "id": Path(file).stem, "label": SENTIMENT[sentiment.lower()]}
+            row = {"image": str(folder / file), "id": file, "label": SENTIMENT[sentiment.lower()]}
             rows.append(row)
         else:
-            dropped.add(Path(file).stem, "unknown sentiment")
+            dropped.add(file, "unknown sentiment")
     return {"all": rows}
 
 
@@ -55,7 +55,8 @@ def _original_pairs(table: Path, folder: Path, dropped: Dropped) -> list[tuple[s
     for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
         match line.split():
             case [file, sentiment]:
-                pairs.append((str(pictures.get(Path(file).stem.lower(), file)), sentiment))
+                found = pictures.get(Path(file).stem.lower())
+                pairs.append((file if found is None else found.relative_to(folder).as_posix(), sentiment))
             case []:
                 pass
             case _:

@@ -97,11 +97,12 @@ def _read_list(table: Path, pictures: Path, middle: str, merge: dict[str, str], 
     return rows
 
 
-def _benchmark(name: str, title: str, middle: str, merge: dict[str, str]) -> Benchmark:
+def _benchmark(name: str, title: str, middle: str, merge: dict[str, str], of: str | None = None) -> Benchmark:
     groups = sorted({merge.get(group, group) for group, _ in LEAVES.values()})
     return Benchmark(
         name=name,
         title=title,
+        of=of,
         task="hierarchical",
         columns={"label2": classes("negative", "positive"), middle: classes(*groups), "label25": classes(*LEAVES)},
         reader=webemo_reader(middle, merge),
@@ -110,4 +111,4 @@ def _benchmark(name: str, title: str, middle: str, merge: dict[str, str]) -> Ben
 
 
 WEBEMO = _benchmark("webemo", "WebEmo", "label7", {})
-WEBEMO6 = _benchmark("webemo6", "WebEmo-6", "label6", SIX_OF_SEVEN)
+WEBEMO6 = _benchmark("webemo6", "WebEmo-6", "label6", SIX_OF_SEVEN, of="webemo")
