@@ -2,8 +2,8 @@
 
 Both sides decode the same pictures, run the same backbone in batches of the same size and memory layout, train the
 same head with the same seed, and must end with the same score. In the loop, every epoch shows the backbone the
-training pictures (8 of 10) and the validation pictures (1 of 10); for the cache it sees each picture once. So the
-ratio cannot exceed 40 × 0.9 + 0.1 = 36.1, and what it falls short of that is the cost of the head and of the cache.
+training pictures (8 of 10) and the validation pictures (1 of 10); for the cache it sees each picture once. Counted in
+pictures that is 40 × 0.9 + 0.1 = 36.1 times as many; the head and the cache cost a little of it, and timings scatter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pacl.evaluation.features import CPU_BATCH, decode_picture, extract_features
 from pacl.evaluation.linear import FeatureSource, Split, from_memory, predict, train_heads
 from pacl.evaluation.tasks import ClassHead, Task
 
-PICTURES, SIDE, REPEATS, TARGET = 80, 224, 3, 30
+PICTURES, SIDE, REPEATS, TARGET = 200, 224, 3, 30
 CLASSES = ("a", "b", "c", "d")
 TASK = Task("single_label", (ClassHead("label", CLASSES),))
 
@@ -83,6 +83,7 @@ def main() -> None:
             heads, _ = train_heads(TASK, source, backbone.embed_dim, train, validation, seed=0)
             return TASK.score(predict(TASK, heads, source, test.rows), test.targets)["accuracy"]
 
+        evaluate(from_memory(extract_features(backbone, dataset, cache_dir=f"{place}/warm", num_workers=0)))
         ratios = []
         for repeat in range(REPEATS):
             fast, score = timed(
@@ -102,6 +103,8 @@ def main() -> None:
         f"| linear evaluation, ResNet-18, {PICTURES} pictures | 40 epochs with the backbone in the loop "
         f"| {np.mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) | ≥ {TARGET} |"
     )
+    if min(ratios) < TARGET:
+        raise SystemExit(f"the target of {TARGET} was missed")
 
 
 if __name__ == "__main__":
