@@ -23,7 +23,7 @@ INSTEAD = {"per_device_train_batch_size": "batch_size", "seed": "seeds"}
 # Fields that one protocol alone looks at. Linear evaluation has no `Trainer`: it is always AdamW on a cosine.
 ONLY_FOR = {
     "prompts": "zero_shot",
-    **dict.fromkeys(("heads", "augment", "backbone_learning_rate"), "finetune"),
+    **dict.fromkeys(("heads", "augment", "backbone_learning_rate", "save_models"), "finetune"),
     **dict.fromkeys(("optim", "lr_scheduler_type", "warmup_steps", "max_steps"), "finetune"),
 }
 
@@ -76,6 +76,10 @@ class EvaluationArguments(TrainingArguments):
         default=False, metadata={"help": "Decode every picture first, and leave out those whose file ends early."}
     )
     features_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
+    save_models: bool = field(
+        default=False,
+        metadata={"help": "Keep fine-tuned models in OUT/models/; the heads of linear evaluation stay anyway."},
+    )
     figures: bool = field(default=True, metadata={"help": "Draw the pictures."})
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder that the results are written to."})

@@ -134,7 +134,7 @@ def finetune(
     heads: str = "linear",
     backbone_learning_rate: float | None = None,
     augment: bool = True,
-) -> tuple[dict[str, np.ndarray], int]:
+) -> tuple[BackboneWithHeads, dict[str, np.ndarray], int]:
     """Trains on `train`, keeps the epoch that is best on `validation`, predicts `test`.
 
     Goes on from the last checkpoint in `args.output_dir`, where an earlier call was interrupted.
@@ -149,7 +149,7 @@ def finetune(
         augment (`bool`, *optional*, defaults to `True`): random crops and mirror images in training.
 
     Returns:
-        Each head's predictions of the test split, and the number of the best epoch.
+        The model of the best epoch, each head's predictions of the test split, and the number of that epoch.
     """
     torch.manual_seed(args.seed)
     model = BackboneWithHeads(backbone, task, heads)
@@ -179,7 +179,7 @@ def finetune(
     tested = (entry for entry in trainer.state.log_history if "eval_selection" in entry)
     epoch = next(round(entry["epoch"]) for entry in tested if entry["step"] == trainer.state.best_global_step)
     logits = _dict(trainer.predict(parts["test"]).predictions)
-    return task.predict({name: torch.from_numpy(values) for name, values in logits.items()}), epoch
+    return model, task.predict({name: torch.from_numpy(values) for name, values in logits.items()}), epoch
 
 
 def _dict(value: Any) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import AutoModel, AutoProcessor, CLIPModel, ProcessorMixin
 
@@ -23,14 +24,15 @@ from .features import extract_features
 from .finetune import finetune
 from .linear import LinearProtocol, Split, from_memory, predict, train_heads
 from .pdanet import PolarityConsistentLoss
-from .tasks import ClassHead
+from .saved_heads import save_heads
+from .tasks import ClassHead, LinearHeads
 from .zero_shot import ENSEMBLE, PROMPTS, classify, read_prompts, vision_side
 
 # Beginnings of the names of fields that do not change what fine-tuning predicts, or that a run's name has already.
 NO_SETTINGS = (
     *("backbone", "dataset", "data_dir", "seed", "protocol", "output_dir", "features_dir", "figures", "prompts"),
     *("check_pixels", "disable_tqdm", "hub_", "log", "project", "push_to_hub", "report_to", "run_name", "save_total"),
-    *("skip_memory_metrics", "trackio"),
+    *("save_models", "skip_memory_metrics", "trackio"),
 )
 
 
@@ -47,12 +49,17 @@ class Answer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One dataset's splits under one seed and fold, and a folder for what must outlive an interruption."""
+    """One dataset's splits under one seed and fold.
+
+    `workplace` is a folder for what must outlive an interruption, `keep` (without suffix) where the trained model goes
+    that others may use; None where a fold's model is of no use to anybody.
+    """
 
     data: BenchmarkData
     splits: DatasetDict
     seed: int
     workplace: Path
+    keep: Path | None
 
 
 class Contestant:
@@ -149,7 +156,7 @@ def check_question(data: BenchmarkData, arguments: EvaluationArguments) -> None:
 
 def linear_answer(contestant: Contestant, question: Question) -> Answer:
     """Linear evaluation: heads are trained on cached features."""
-    data, splits, seed, _ = question
+    data, splits, seed = question.data, question.splits, question.seed
     features, task = contestant.features(data), data.task
     source = from_memory(features)
     parts = {name: Split(data.table.rows(part), task.read(part)) for name, part in splits.items()}
@@ -157,23 +164,31 @@ def linear_answer(contestant: Contestant, question: Question) -> Answer:
     heads, epoch = train_heads(
         task, source, features.shape[1], parts["train"], parts["validation"], seed=seed, protocol=protocol
     )
+    if question.keep is not None:
+        file = question.keep.with_name(f"{question.keep.name}.safetensors")
+        save_heads(file, heads, task, data.benchmark, contestant.arguments.pooling)
     return _trained_answer(data, predict(task, heads, source, parts["test"].rows), epoch)
 
 
 def finetune_answer(contestant: Contestant, question: Question) -> Answer:
     """Fine-tuning: a copy of the backbone is trained with the heads, from the last checkpoint where there is one."""
-    data, splits, seed, workplace = question
+    data = question.data
     arguments = copy.copy(contestant.arguments)
-    arguments.seed, arguments.output_dir = seed, str(workplace)
-    predictions, epoch = finetune(
+    arguments.seed, arguments.output_dir = question.seed, str(question.workplace)
+    model, predictions, epoch = finetune(
         contestant.backbone,
         data.task,
-        splits,
+        question.splits,
         arguments,
         heads=arguments.heads,
         backbone_learning_rate=arguments.backbone_learning_rate,
         augment=arguments.augment,
     )
+    if question.keep is not None and arguments.save_models and PartialState().is_main_process:
+        model.backbone.save_pretrained(question.keep)
+        contestant.backbone.image_processor.save_pretrained(question.keep)
+        if isinstance(model.heads, LinearHeads):
+            save_heads(question.keep / "heads.safetensors", model.heads, data.task, data.benchmark, model.pooling)
     return _trained_answer(data, predictions, epoch)
 
 

@@ -145,7 +145,8 @@ def _run(
     examples, units = [], []
     for fold in FOLDS if arguments.cross_validate else FOLDS[:1]:
         splits = data.splits(seed, fold)
-        question = Question(data, splits, seed, workplace / f"fold{fold}")
+        keep = None if arguments.cross_validate else workplace.parent.with_name("models") / workplace.name
+        question = Question(data, splits, seed, workplace / f"fold{fold}", keep)
         answers.append(contestant.answer(question))
         examples.append(np.asarray(splits["test"]["id"][:], dtype=np.str_))
         units.append(data.units(splits["test"]))

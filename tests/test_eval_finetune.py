@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import default_collate
@@ -69,12 +70,14 @@ def test_finetuning_moves_the_backbones_copy_and_predicts_every_test_picture(tmp
     backbone, task = tiny_backbone(), task_of(BENCHMARKS["twitter1"])
     before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     splits = load_benchmark("twitter1", tmp_path / "twitter1")
-    predictions, epoch = finetune(
+    model, predictions, epoch = finetune(
         backbone, task, splits, arguments(tmp_path, heads=heads), heads=heads, backbone_learning_rate=1e-2
     )
     assert predictions["label"].shape == (len(splits["test"]),)
     assert epoch in (1, 2)
     torch.testing.assert_close(backbone.model.state_dict(), before)
+    moved = {name for name, value in model.backbone.named_parameters() if not torch.equal(value, before[name])}
+    assert len(moved) == len(list(model.backbone.parameters()))
 
 
 def test_backbone_and_heads_have_their_own_learning_rates(tmp_path):
@@ -337,3 +340,17 @@ def test_interrupted_finetuning_goes_on_to_the_same_predictions(tmp_path, monkey
     assert min(steps) == 6  # two epochs of three steps lay in the checkpoint
     assert resumed.record() == whole.record()
     assert not list((tmp_path / "out" / "checkpoints").iterdir())  # what the run needed to go on is gone
+
+
+def test_finetuned_model_is_kept_where_asked_for(tmp_path):
+    write_twitter(tmp_path / "twitter1")
+    save_backbone(tmp_path / "backbone")
+    (run_,) = evaluate(arguments(tmp_path, num_train_epochs=1, save_models=True)).runs
+    (folder,) = (tmp_path / "out" / "models").iterdir()
+    heads = load_file(folder / "heads.safetensors")
+    backbone = Backbone.load(folder)
+    test = load_benchmark("twitter1", tmp_path / "twitter1")["test"]
+    pixels = backbone.image_processor([row["image"] for row in test], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = backbone.pooled(pixels) @ heads["label.weight"].T + heads["label.bias"]
+    assert logits.argmax(dim=1).tolist() == run_.predictions[""].tolist()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
+from safetensors import safe_open
 
 from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
-from pacl.evaluation import EvaluationArguments, data, evaluate, run
+from pacl.evaluation import EvaluationArguments, data, evaluate, extract_features, load_benchmark, run
 from pacl.evaluation.__main__ import main
 from pacl.evaluation.backbones import Backbone
 from pacl.evaluation.report import Evaluation, read_paper_table
@@ -107,6 +108,21 @@ def test_backbone_sees_each_picture_once_for_all_seeds_and_epochs(place, tmp_pat
     fields = {"backbone": [str(place / "before")], "dataset": ["oasis"], "features_dir": str(tmp_path / "features")}
     evaluate(asked(place, tmp_path / "out", seeds=[0, 1, 2], **fields))
     assert sum(seen) == 60
+
+
+def test_heads_of_linear_evaluation_are_kept_with_what_they_stand_for(place, tmp_path):
+    fields = {"figures": False, "dataset": ["twitter1"], "backbone": [str(place / "before")], "seeds": [0]}
+    (answered,) = evaluate(asked(place, tmp_path, **fields)).runs
+    (file,) = (tmp_path / "models").iterdir()
+    with safe_open(file, "pt") as heads:
+        facts, weight, bias = heads.metadata(), heads.get_tensor("label.weight"), heads.get_tensor("label.bias")
+    assert (facts["task"], facts["dataset"], facts["pooling"]) == ("single_label", "twitter1", "auto")
+    assert json.loads(facts["outputs"]) == {"label": ["negative", "positive"]}
+    backbone = Backbone.load(place / "before")
+    test = load_benchmark("twitter1", place / "data" / "twitter1")["test"]
+    features = extract_features(backbone, test, cache_dir=tmp_path / "features")
+    logits = torch.from_numpy(np.array(features)) @ weight.T + bias
+    assert logits.argmax(dim=1).tolist() == answered.predictions[""].tolist()
 
 
 def test_relabelled_data_is_not_answered_from_old_runs(place, tmp_path):
