@@ -9,11 +9,10 @@ from .benchmarks import BENCHMARKS, load_benchmark
 from .features import extract_features
 from .report import Evaluation
 from .run import evaluate
-from .zero_shot import PROMPTS, ZeroShotResult, zero_shot
+from .zero_shot import ZeroShotResult, zero_shot
 
 __all__ = [
     "BENCHMARKS",
-    "PROMPTS",
     "Backbone",
     "Evaluation",
     "EvaluationArguments",

@@ -16,6 +16,7 @@ from datasets import DatasetDict
 from transformers import AutoModel, AutoProcessor, CLIPModel, ProcessorMixin
 
 from pacl import PACLModel
+from pacl.emotions import PROMPTS
 
 from .arguments import EvaluationArguments
 from .backbones import Backbone
@@ -26,7 +27,7 @@ from .linear import LinearProtocol, Split, from_memory, predict, train_heads
 from .pdanet import PolarityConsistentLoss
 from .saved_heads import save_heads
 from .tasks import ClassHead, LinearHeads
-from .zero_shot import ENSEMBLE, PROMPTS, classify, read_prompts, vision_side
+from .zero_shot import ENSEMBLE, classify, read_prompts, vision_side
 
 # Beginnings of the names of fields that do not change what fine-tuning predicts, or that a run's name has already.
 NO_SETTINGS = (

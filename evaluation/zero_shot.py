@@ -15,13 +15,11 @@ from torch import Tensor
 from transformers import CLIPModel, ProcessorMixin
 
 from pacl import PACLModel
+from pacl.emotions import PROMPTS, check_prompts, fill_prompt
 
 from . import statistics
 from .backbones import Backbone
 from .features import extract_features
-
-PROMPTS = ("A photo with [C] emotion.", "The photo makes me feel so [C]!")
-"""The paper's two prompts (Table 3); `[C]` stands for the class name."""
 
 ENSEMBLE = "ensemble"
 
@@ -101,7 +99,7 @@ def zero_shot(
     Raises:
         ValueError: if the column has no classes, a prompt lacks `[C]`, or the number of class names differs.
     """
-    check_prompts(prompts)  # before the pictures go through the tower
+    prompts = check_prompts(prompts)  # before the pictures go through the tower
     feature = dataset.features.get(label_column)
     if not isinstance(feature, ClassLabel):
         raise ValueError(f"zero-shot needs a ClassLabel column; {label_column!r} is {feature}")
@@ -146,10 +144,10 @@ def classify(
     Returns:
         The predicted classes by prompt, and the ensemble's scores of shape `(examples, classes)`.
     """
-    words = [label.replace("_", " ") for label in classes] if class_names is None else list(class_names)
+    words = list(classes if class_names is None else class_names)
     if len(words) != len(classes):
         raise ValueError(f"{len(classes)} classes need as many names; got {len(words)}: {', '.join(words)}")
-    check_prompts(prompts)
+    prompts = check_prompts(prompts)
     images = _project(model, features)
     texts = _embed_prompts(model, processor, words, prompts)
     ensemble = torch.nn.functional.normalize(texts.mean(dim=0), dim=-1)
@@ -158,13 +156,6 @@ def classify(
         prompt: (images @ text.T).argmax(dim=1).numpy() for prompt, text in zip(prompts, texts, strict=True)
     }
     return {**predictions, ENSEMBLE: scores.argmax(dim=1).numpy()}, scores.numpy()
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises a `ValueError` for no prompt at all, and for one without `[C]`."""
-    wrong = [prompt for prompt in prompts if "[C]" not in prompt]
-    if wrong or not prompts:
-        raise ValueError(f"every prompt needs [C] where the class name goes; got {wrong or 'no prompt'}")
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
@@ -176,10 +167,9 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     try:
-        check_prompts(prompts)
+        return check_prompts(prompts)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return prompts
 
 
 @torch.inference_mode()
@@ -195,7 +185,7 @@ def _embed_prompts(
     model: PACLModel | CLIPModel, processor: ProcessorMixin, words: Sequence[str], prompts: Sequence[str]
 ) -> Tensor:
     """Normalised text embeddings of shape `(prompts, classes, dim)`, on the CPU."""
-    texts = [prompt.replace("[C]", word) for prompt in prompts for word in words]
+    texts = [fill_prompt(prompt, word) for prompt in prompts for word in words]
     device = PartialState().device
     model = model.to(device)
     was_training = model.training

@@ -63,6 +63,9 @@ class PACLConfig(PreTrainedConfig):
     vision_embed_dim: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not __name__.startswith("transformers_modules."):
+            # Installed, and not run from the Hub: the pipeline is registered, and no code need be trusted for it.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.text_pooling is None:
             self.text_pooling = default_text_pooling(self.text_config)

@@ -26,5 +26,13 @@ class PACLProcessor(ProcessorMixin):
         """Take the image processor of one checkpoint (Hub id or folder) and the tokenizer of another."""
         return cls(AutoImageProcessor.from_pretrained(vision), AutoTokenizer.from_pretrained(text))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with what timm's image processor is made from, which it leaves out itself."""
+        output = super().to_dict()
+        image_processor = output.get("image_processor") or {}
+        if "data_config" in image_processor:
+            image_processor.setdefault("pretrained_cfg", image_processor["data_config"])
+        return output
+
 
 __all__ = ["PACLProcessor"]

@@ -25,6 +25,12 @@ def test_without_arguments_the_built_in_recipe_is_followed():
     assert settings.training.output_dir == "runs/built_in"
 
 
+def test_a_token_is_used_and_not_written_down():
+    settings = parse_settings(["--hub_token", "hf_secret"])
+    assert settings.training.hub_token == "hf_secret"
+    assert "hf_secret" not in str(settings.asked)
+
+
 def test_the_command_line_wins_over_the_recipe(tmp_path):
     recipe = write(tmp_path / "mine.yaml", temperature=0.05, clusters=3, num_train_epochs=6)
     settings = parse_settings(

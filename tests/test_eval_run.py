@@ -14,12 +14,12 @@ from datasets import Dataset, Image
 from safetensors import safe_open
 
 from eval_fixtures import save_backbone, tiny_backbone, write_oasis, write_twitter
+from pacl.emotions import PROMPTS
 from pacl.evaluation import EvaluationArguments, data, evaluate, extract_features, load_benchmark, run
 from pacl.evaluation.__main__ import main
 from pacl.evaluation.backbones import Backbone
 from pacl.evaluation.report import Evaluation, read_paper_table
 from pacl.evaluation.results import Run, compare
-from pacl.evaluation.zero_shot import PROMPTS
 
 
 @pytest.fixture(scope="module")

@@ -333,3 +333,14 @@ def test_processor_joins_two_checkpoints(tmp_path):
     inputs = processor(images=random_pictures(2), text=["a cat", "the sun of joy"], return_tensors="pt", padding=True)
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (2, 6)
+
+
+def test_processor_with_timms_image_processor_is_read_back(tmp_path):
+    timm_processor = transformers.models.timm_wrapper.image_processing_timm_wrapper.TimmWrapperImageProcessor
+    config = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    processor = PACLProcessor(timm_processor(config, architecture="any"), make_tokenizer())
+    processor.save_pretrained(tmp_path)
+    loaded = transformers.AutoProcessor.from_pretrained(tmp_path)
+    pictures = random_pictures(2)
+    expected, found = (each.image_processor(pictures, return_tensors="pt") for each in (processor, loaded))
+    torch.testing.assert_close(found["pixel_values"], expected["pixel_values"])

@@ -27,7 +27,13 @@ BENCHMARK_PROBES: dict[str, tuple[str, tuple[str, ...], str | None]] = {
     "oasis": ("OASIS", ("valence", "arousal"), "theme"),
     "twitter1": ("Twitter-I", ("label",), None),
 }
-COMMANDS = {"train": "pacl.training", "evaluate": "pacl.evaluation"}
+COMMANDS = {
+    "train": "pacl.training",
+    "evaluate": "pacl.evaluation",
+    "export": "pacl.hub_cards.export_command",
+    "push": "pacl.hub_cards",
+    "demo": "pacl.hub_cards.demo",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,7 +101,7 @@ def probe_specs(job: Run, name: str, pictures: Any) -> list[ProbeSpec]:
 
 
 def console() -> None:
-    """The command `pacl`: `pacl train`, `pacl evaluate`."""
+    """The command `pacl`: `pacl train`, `pacl evaluate`, `pacl export`, `pacl push`, `pacl demo`."""
     command = sys.argv[1] if len(sys.argv) > 1 else None
     if command not in COMMANDS:
         sys.exit(f"usage: pacl {{{','.join(COMMANDS)}}} …")

@@ -19,6 +19,7 @@ from .trainer import PACLTrainingArguments
 
 BUILT_IN = "built-in"
 PACKAGE = "package:"
+TOKENS = ("hub_token", "push_to_hub_token")
 
 
 class RecipeError(ValueError):
@@ -234,6 +235,8 @@ def parse_settings(argv: Sequence[str]) -> Settings:
                 # argparse cannot be told of an empty list.
                 value = [] if asked.get(f.name) == [] else getattr(group, f.name)
                 setattr(group, f.name, _resolve(f.name, value))
+    # What was asked is written down in the run's folder, where a token must not be.
+    asked = {name: value for name, value in asked.items() if name not in TOKENS}
     return Settings(recipe.stem, asked, *groups)
 
 

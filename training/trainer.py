@@ -68,6 +68,14 @@ class PACLTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether to hide NaN losses in the log."})
 
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Whether a repo that push_to_hub makes is private."}
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `Trainer` pickles its arguments beside the weights and pushes both: the token stays at home.
+        return self.__dict__ | {"hub_token": None}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("sample_usage", self.sample_usage, SAMPLE_USAGES)
@@ -319,6 +327,15 @@ class PACLTrainer(Trainer):
             super()._load_best_model()
             return
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    # Sharing ---------------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write PACL's own card beside the model; `push_to_hub` does so too. Arguments as those of `Trainer`."""
+        from pacl.hub_cards.trainer_card import write_trainer_card  # cards know all folders; only this line knows them
+
+        if self.is_world_process_zero():
+            write_trainer_card(self, **kwargs)
 
     # Learning rates --------------------------------------------------------------------------------------------------
 
