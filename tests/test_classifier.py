@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from conftest import random_pictures, tiny_vit_config
+from eval_fixtures import save_backbone, write_twitter
+from pacl.evaluation import EvaluationArguments, evaluate, load_benchmark
 from pacl.hub_cards.classifier import export_classifier, read_head
 from pacl.hub_cards.export_base import ExportError, noise
 from pacl.pooling import pool_vision
@@ -167,3 +169,26 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path):
     for name, message in messages.items():
         with pytest.raises(ExportError, match=f"{name}.safetensors.*{message}"):
             read_head(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+def test_an_evaluated_model_becomes_a_classifier_that_answers_as_it_did(protocol, tmp_path):
+    write_twitter(tmp_path / "data")
+    backbone = save_backbone(tmp_path / "backbone")
+    asked = {
+        "backbone": [backbone],
+        "dataset": ["twitter1"],
+        "data_dir": [str(tmp_path / "data")],
+        "protocol": protocol,
+    }
+    asked |= {"output_dir": str(tmp_path / "out"), "seeds": [0], "num_train_epochs": 2, "figures": False}
+    asked |= {"use_cpu": True, "features_dir": str(tmp_path / "features"), "save_models": protocol == "finetune"}
+    (answered,) = evaluate(EvaluationArguments(**asked)).runs
+    (kept,) = (tmp_path / "out" / "models").iterdir()
+    source, heads = (kept, kept / "heads.safetensors") if kept.is_dir() else (backbone, kept)
+    export_classifier(source, heads, tmp_path / "classifier")
+
+    classify = pipeline("image-classification", model=str(tmp_path / "classifier"), device="cpu")
+    test = load_benchmark("twitter1", tmp_path / "data")["test"]
+    found = [answer[0]["label"] for answer in classify(list(test["image"]))]
+    assert found == [test.features["label"].names[label] for label in answered.predictions[""]]
