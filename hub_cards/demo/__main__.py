@@ -1,0 +1,5 @@
+"""`python -m pacl.hub_cards.demo`."""
+
+from .command import main
+
+main()
