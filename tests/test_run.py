@@ -110,6 +110,7 @@ def test_a_finished_run_asked_for_again_does_not_train_again(finished, tmp_path)
     assert (again / "backbone" / "model.safetensors").read_bytes() == weights
     assert repeated["training"]["steps"] == report["training"]["steps"]
     assert repeated["partition"] == report["partition"]
+    assert repeated["seconds"]["train"] == report["seconds"]["train"]  # what it cost, not what the look cost
 
 
 def test_a_stopped_run_is_taken_up_and_ends_the_same(finished, tmp_path):
@@ -248,3 +249,7 @@ def test_the_method_runs_on_real_posts(real_data, tmp_path, monkeypatch):
     assert report["partition"]["shares"]["strong"] == pytest.approx(0.22, abs=0.03)
     assert type(transformers.AutoModel.from_pretrained(folder / "backbone")).__name__ == "MobileNetV2Model"
     assert "posts sentiment" in report["probes"]
+    themes = {line.split(",")[1] for line in (real_data / "oasis" / "ratings.csv").read_text().splitlines()[1:]}
+    used = (folder / "reference_names.txt").read_text().splitlines()
+    assert set(used) < themes
+    assert len(used) == round(len(themes) / 2)

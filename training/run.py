@@ -257,7 +257,12 @@ def _save_dataset(dataset: datasets.Dataset, folder: Path) -> None:
 
 
 def _write_report(job: Run) -> None:
-    (job.folder / "report.json").write_text(json.dumps(job.report, indent=1, ensure_ascii=False))
+    path = job.folder / "report.json"
+    if path.is_file():
+        # The run was finished before, and this time found most of its work done: what it cost is the longer time.
+        for stage, seconds in json.loads(path.read_text())["seconds"].items():
+            job.report["seconds"][stage] = max(seconds, job.report["seconds"].get(stage, 0))
+    path.write_text(json.dumps(job.report, indent=1, ensure_ascii=False))
     draw_report(job.report, job.folder / "report.png")
     print(summarise(job.report))
     print(
