@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def make_model(name="vit", text=None, **changes):
     """A dual encoder with random weights, each tower's as of a trained one: normalisation and biases included."""
     torch.manual_seed(0)
     text = text or tiny_roberta_config()
-    model = PACLModel(PACLConfig(vision_config=TOWERS[name], text_config=text, projection_dim=16, **changes))
+    vision = copy.deepcopy(TOWERS[name])  # which a model makes its own
+    model = PACLModel(PACLConfig(vision_config=vision, text_config=text, projection_dim=16, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -296,8 +298,9 @@ CLIP_TEXT = transformers.CLIPTextConfig(
 @pytest.mark.parametrize("text", [None, BERT, CLIP_TEXT], ids=["roberta", "bert", "clip_text"])
 def test_vision_text_format_gives_the_same_logits(name, text, processor, tmp_path):
     model = make_model(name, text)
+    processor = processor_for(model, processor)
     before = model.vision_model.config.to_dict()
-    export = export_vision_text_dual_encoder(model, tmp_path / "out", processor=processor_for(model, processor))
+    export = export_vision_text_dual_encoder(model, tmp_path / "out", processor=processor)
     loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert type(loaded) is transformers.VisionTextDualEncoderModel
     assert export.difference < 1e-5
