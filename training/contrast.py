@@ -72,14 +72,15 @@ class _Sorted:
     """
     Pairs sorted by partition, so that each partition's are a slice.
 
-    `places` says where each pair went. What is filled in later: `gradients`, by images and by texts; and `pointed`, of
-    shape `(n, 2)`, the factual cluster of each text's best picture and the emotional one of each picture's best text.
+    `order` says where each one came from, `places` where each pair went. What is filled in later: `gradients`, by
+    images and by texts; and `pointed`, of shape `(n, 2)`, the factual cluster of each text's best picture and the
+    emotional one of each picture's best text.
     """
 
     def __init__(self, pairs: Pairs):
-        order = pairs.labels[:, 0].argsort(stable=True)
-        self.pairs = pairs.at(order)
-        self.places = order.argsort()
+        self.order = pairs.labels[:, 0].argsort(stable=True)
+        self.places = self.order.argsort()
+        self.pairs = pairs.at(self.order)
         self.gradients = (torch.zeros_like(pairs.images), torch.zeros_like(pairs.texts))
         self.pointed = self.pairs.labels[:, 1:]
         self.sizes: list[int] = pairs.labels[:, 0].bincount(minlength=len(Partition)).tolist()
@@ -96,7 +97,7 @@ def _fill(
     rows: _Sorted, columns: _Sorted, temperature: float, gather: Callable[[Tensor], Tensor] | None, offset: int
 ) -> Tensor:
     """Compute every partition's loss and fill in the gradients."""
-    own = columns.places[offset : offset + len(rows.places)][rows.places.argsort()]
+    own = columns.places[offset + rows.order]
     blocks = [
         Block(Partition(number), here, there, rows, columns, own[here] - there.start, temperature)
         for number, (here, there) in enumerate(zip(rows.slices(), columns.slices(), strict=True))
@@ -106,7 +107,7 @@ def _fill(
     if found:
         rows.pointed = torch.cat(found)
     if gather is not None:
-        columns.pointed = gather(rows.pointed[rows.places])[columns.places.argsort()]
+        columns.pointed = gather(rows.pointed[rows.places])[columns.order]
     losses = rows.pairs.images.new_zeros(len(Partition))
     for block in blocks:
         losses[block.partition] = block.contrast()
