@@ -234,7 +234,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
             if f.init:
                 # argparse cannot be told of an empty list.
                 value = [] if asked.get(f.name) == [] else getattr(group, f.name)
-                setattr(group, f.name, _resolve(f.name, value))
+                setattr(group, f.name, resolve(f.name, value))
     # What was asked is written down in the run's folder, where a token must not be.
     asked = {name: value for name, value in asked.items() if name not in TOKENS}
     return Settings(recipe.stem, asked, *groups)
@@ -313,10 +313,21 @@ def _did_you_mean(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _resolve(name: str, value: Any) -> Any:
-    """Fill in environment variables and places inside installed packages."""
+def resolve(name: str, value: Any) -> Any:
+    """
+    Fill in environment variables (`${VARIABLE}`) and places inside installed packages (`package:NAME/PATH`).
+
+    Args:
+        name (`str`):
+            The recipe's field, for the error.
+        value (*any*):
+            What it holds: a string, or a list that may hold some; all else is returned as it is.
+
+    Raises:
+        [`RecipeError`]: a variable is not set, or a package is not installed.
+    """
     if isinstance(value, list):
-        return [_resolve(name, item) for item in value]
+        return [resolve(name, item) for item in value]
     if not isinstance(value, str):
         return value
     expanded = os.path.expandvars(value)

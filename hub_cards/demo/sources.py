@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from pacl.training.arguments import BUILT_IN, ModelArguments, RecipeError, resolve
+
 DEFAULT_RUN = Path("runs/built_in")
-BUILT_IN = "built-in"
-PACKAGE = "package:"
 
 
 class DemoError(ValueError):
@@ -77,15 +76,11 @@ class Sources:
 
 
 def initial_tower(recipe: dict[str, Any]) -> str:
-    """The vision tower that a recipe starts from, with `package:NAME/PATH` made a folder."""
-    name = str(recipe.get("vision_tower") or f"{PACKAGE}pacl.training/assets/vision_tower")
-    if not name.startswith(PACKAGE):
-        return name
-    package, _, inside = name.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise DemoError(f"vision_tower: {name} of the recipe needs the package {package}, which is not installed")
-    return str(Path(found.submodule_search_locations[0]) / inside)
+    """The vision tower that a recipe starts from, as the run itself found it."""
+    try:
+        return resolve("vision_tower", recipe.get("vision_tower") or ModelArguments.vision_tower)
+    except RecipeError as error:
+        raise DemoError(f"{error}; or name the backbone before PACL with --before") from error
 
 
 def _read_recipe(run: Path) -> dict[str, Any]:
