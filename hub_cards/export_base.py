@@ -176,20 +176,6 @@ def _without_local_names(content: Any) -> Any:
     }
 
 
-def save_processor(processor: Any, folder: Path) -> None:
-    """
-    Save a processor so that it can be loaded again, also where its image processor is timm's.
-
-    That one leaves out of its JSON the one argument that it cannot be made without.
-    """
-    processor.save_pretrained(folder)
-    content = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    image_processor = content.get("image_processor", {})
-    if "data_config" in image_processor:
-        image_processor["pretrained_cfg"] = image_processor["data_config"]
-        update_json(folder / "processor_config.json", image_processor=image_processor)
-
-
 def update_json(path: Path, **values: Any) -> None:
     """Set entries of a JSON file; None removes them."""
     content = json.loads(path.read_text(encoding="utf-8")) | values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import (
 
 from pacl import PACLModel, PACLProcessor
 
-from .export_base import Export, ExportError, fresh_folder, load_dual_encoder, noise, require_equal, save_processor
+from .export_base import Export, ExportError, fresh_folder, load_dual_encoder, noise, require_equal, update_json
 from .exports import fill_pooler, with_identity_pooler
 
 # BERT's pooler ends in tanh, which is the identity near 0: at this scale its relative error is below float32's for
@@ -74,7 +75,12 @@ def export_vision_text_dual_encoder(
         notes += ("The text tower's pooler is a scaled identity: use float32; float16 is too coarse for it.",)
     with fresh_folder(folder, overwrite, source) as work:
         _join(model, vision, text, scale).save_pretrained(work)
-        save_processor(VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer), work)
+        VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer).save_pretrained(work)
+        if made_from := processor.to_dict()["image_processor"].get("pretrained_cfg"):
+            # timm's image processor leaves out what it cannot be made without; ours puts it back, this one does not.
+            path = work / "processor_config.json"
+            saved = json.loads(path.read_text(encoding="utf-8"))["image_processor"]
+            update_json(path, image_processor={**saved, "pretrained_cfg": made_from})
         difference = _compare(model, processor, work)
     return Export("vision_text_dual_encoder", Path(folder), notes, difference)
 

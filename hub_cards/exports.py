@@ -27,7 +27,6 @@ from .export_base import (
     load_tower,
     noise,
     require_equal,
-    save_processor,
     update_json,
 )
 
@@ -239,7 +238,7 @@ def export_dual_encoder(
     model, processor = load_dual_encoder(source, processor)
     with fresh_folder(folder, overwrite, source) as work:
         model.save_pretrained(work)
-        save_processor(processor, work)
+        processor.save_pretrained(work)
         update_json(work / "config.json", auto_map=None, custom_pipelines=None)
         update_json(work / "processor_config.json", auto_map=None)
         if remote_code:
