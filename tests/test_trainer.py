@@ -15,7 +15,8 @@ from pacl.training.collator import PACLCollator, PairDataset, training_transform
 from pacl.training.losses import pacl_loss
 from pacl.training.partition import Partition
 from pacl.training.sampler import PartitionBatchSampler
-from pacl.training.trainer import PACLTrainer, PACLTrainingArguments, paper_learning_rate
+from pacl.training.trainer import PACLTrainer
+from pacl.training.training_arguments import PACLTrainingArguments, paper_learning_rate
 
 
 def arguments(folder, **kwargs):

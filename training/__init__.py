@@ -13,7 +13,8 @@ from .sampler import PartitionBatchSampler
 from .schedule import PhaseSchedule
 from .sentibank import SentiBankTagger
 from .taggers import ClassifierTagger, NeighbourTagger, ZeroShotTagger, load_vocabulary
-from .trainer import PACLTrainer, PACLTrainingArguments
+from .trainer import PACLTrainer
+from .training_arguments import PACLTrainingArguments
 
 __all__ = [
     "ClassifierTagger",

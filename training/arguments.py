@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .posts import PostFormat
-from .trainer import PACLTrainingArguments
+from .training_arguments import PACLTrainingArguments
 
 BUILT_IN = "built-in"
 PACKAGE = "package:"
