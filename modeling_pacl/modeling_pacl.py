@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
+from .chunking import encode_in_chunks
 from .configuration_pacl import PACLConfig, default_text_pooling
 from .pooling import pool_text, pool_vision
 from .towers import build_text_tower, build_vision_tower, load_text_tower, load_vision_tower, vision_embed_dim
@@ -165,6 +166,7 @@ class PACLModel(PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         text_features: torch.Tensor | None = None,
+        chunk_size: int | None = None,
         return_dict: bool | None = None,
     ) -> PACLOutput | tuple[torch.Tensor, ...]:
         r"""
@@ -178,6 +180,9 @@ class PACLModel(PreTrainedModel):
                 As the text tower takes them.
             text_features (`torch.Tensor` of shape `(text_batch, text_width)`, *optional*):
                 What `encode_text` returned earlier. The text tower then does not run.
+            chunk_size (`int`, *optional*):
+                Gradient caching: pictures, and texts, that go through a tower together. The gradient stays that of the
+                whole batch, at the memory of a chunk and the price of a second forward pass.
             return_dict (`bool`, *optional*):
                 Whether to return a [`PACLOutput`] or a plain tuple.
 
@@ -189,11 +194,20 @@ class PACLModel(PreTrainedModel):
         if (input_ids is None) == (text_features is None):
             raise ValueError("give the texts either as input_ids or as text_features, and not as both")
         if text_features is None:
-            extra = {"position_ids": position_ids, "token_type_ids": token_type_ids}
-            extra = {name: value for name, value in extra.items() if value is not None}
-            text_features = self.encode_text(input_ids, attention_mask, **extra)  # type: ignore[arg-type]
+            text_features = encode_in_chunks(
+                self.text_model,
+                self.encode_text,
+                chunk_size,
+                **{
+                    "input_ids": input_ids,
+                    "attention_mask": attention_mask,
+                    "position_ids": position_ids,
+                    "token_type_ids": token_type_ids,
+                },
+            )
 
-        image_embeds = self.visual_projection(self.encode_image(pixel_values))
+        features = encode_in_chunks(self.vision_model, self.encode_image, chunk_size, pixel_values=pixel_values)
+        image_embeds = self.visual_projection(features)
         text_embeds = self.text_projection(text_features.to(self.text_projection.weight.dtype))
         image_embeds = nn.functional.normalize(image_embeds, dim=-1)
         text_embeds = nn.functional.normalize(text_embeds, dim=-1)

@@ -43,6 +43,12 @@ class PACLTrainingArguments(TrainingArguments):
     image_size: int | None = field(
         default=None, metadata={"help": "Side of training pictures in pixels. By default the image processor's."}
     )
+    gradient_cache_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Gradient caching: pictures that go through the vision tower together, fewer than a batch holds."
+        },
+    )
 
     num_train_epochs: float = field(default=30, metadata={"help": "Epochs; each third of them is one phase."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs in a batch, per device."})
@@ -68,6 +74,8 @@ class PACLTrainingArguments(TrainingArguments):
         require_choice("augmentation", self.augmentation, AUGMENTATIONS)
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"crop_scale must be greater than 0 and at most 1, got {self.crop_scale}")
+        if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
+            raise ValueError(f"gradient_cache_chunk_size must be at least 1, got {self.gradient_cache_chunk_size}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the loss reads columns that the model does not")
         accelerator_config: Any = self.accelerator_config
