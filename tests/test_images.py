@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pacl.training.images import ImageError, check_image, decode_image
+from pacl.training.images import ImageError, StoredImage, check_image, decode_image
 
 HALVES = np.zeros((16, 24, 3), dtype=np.uint8)  # left half red, right half blue
 HALVES[:, :12] = (255, 0, 0)
@@ -176,3 +176,72 @@ def test_postscript_is_no_picture_to_us_though_pil_would_run_it(noise):
 def test_header_that_breaks_off_has_a_reason():
     data = encode(Image.fromarray(HALVES), "JPEG")
     assert check_image({"bytes": data[:40], "path": None}).startswith("broken header")
+
+
+def stored_jpeg(width: int = 100, height: int = 60, orientation: int = 1, **options: object) -> StoredImage:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(HALVES).resize((width, height), Image.Resampling.NEAREST)
+    return StoredImage({"bytes": encode(image, "JPEG", exif=exif, **options), "path": None})
+
+
+@pytest.mark.parametrize(
+    ("reduce_by", "size"), [(0.3, (100, 60)), (1.99, (100, 60)), (2, (50, 30)), (7, (25, 15)), (80, (13, 8))]
+)
+def test_a_jpeg_is_reduced_by_the_greatest_power_of_two_that_is_allowed(reduce_by, size):
+    assert stored_jpeg().size == (100, 60)
+    assert stored_jpeg().decode(reduce_by).size == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_known_before_a_pixel_is_decoded_and_is_upright(orientation):
+    picture = stored_jpeg(orientation=orientation)
+    assert picture.size == (stored := stored_jpeg(orientation=orientation).decode()).size
+    reduced = np.asarray(picture.decode(2).resize(stored.size), dtype=int)
+    assert np.abs(reduced - np.asarray(stored)).mean() < 5
+
+
+def test_a_reduced_cmyk_or_grey_jpeg_keeps_its_colours():
+    for mode in ("CMYK", "L"):
+        data = encode(Image.fromarray(HALVES).resize((96, 64)).convert(mode), "JPEG", quality=95)
+        whole, half = (StoredImage({"bytes": data, "path": None}).decode(by) for by in (1, 2))
+        assert half.size == (48, 32)
+        assert np.abs(np.asarray(half.resize((96, 64)), int) - np.asarray(whole)).mean() < 6
+
+
+def test_a_jpeg_with_a_second_picture_is_reduced_as_any(noise):
+    data = encode(noise, "MPO", save_all=True, append_images=[noise.rotate(90)])
+    picture = StoredImage({"bytes": data, "path": None})
+    assert picture.is_jpeg
+    assert picture.decode(4).size == (24, 24)
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_other_formats_and_given_images_are_not_reduced(noise, format):
+    value = {"bytes": encode(noise, format), "path": None}
+    assert StoredImage(value).size == noise.size
+    assert np.array_equal(StoredImage(value).decode(4), decode_image(value))
+    given = Image.open(io.BytesIO(encode(noise, "JPEG")))
+    assert StoredImage(given).decode(4).size == noise.size
+
+
+def test_a_truncated_jpeg_is_an_error_when_reduced_too(noise):
+    data = encode(noise, "JPEG")
+    with pytest.raises(ImageError, match="^truncated: "):
+        StoredImage({"bytes": data[: len(data) // 2], "path": None}).decode(2)
+
+
+def test_the_stored_bytes_of_a_jpeg_are_its_file(tmp_path, noise):
+    noise.save(tmp_path / "a.jpg")
+    picture = StoredImage(tmp_path / "a.jpg")
+    assert picture.size == (96, 96)
+    assert picture.read_bytes() == (tmp_path / "a.jpg").read_bytes()
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "GIF", "PNG"])
+def test_no_file_stays_open(tmp_path, noise, format):
+    noise.save(tmp_path / "a", format)
+    image = decode_image(tmp_path / "a")
+    assert image.fp is None if hasattr(image, "fp") else True
+    assert np.asarray(image).shape == (96, 96, 3)

@@ -46,6 +46,9 @@ class PostsArguments:
     num_posts: int | None = field(
         default=None, metadata={"help": "Use the first so many posts; of the built-in corpus, make so many (3,000)."}
     )
+    prepare: bool = field(
+        default=False, metadata={"help": "Store the pictures once, at the size of training, before Stage 3."}
+    )
 
 
 @dataclass

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from transformers import ProcessorMixin
 
-from .images import decode_image
+from .images import ImageValue, StoredImage
 
 AUGMENTATIONS = ("crop_flip", "none")
 PAIR_COLUMNS = ("partition", "factual_cluster", "emotional_cluster")
@@ -47,6 +49,11 @@ class PairDataset(torch.utils.data.Dataset):
         dataset = dataset.cast_column("image", datasets.Image(decode=False))
         arrays = [name for name in (text, *PAIR_COLUMNS) if name != "text"]
         self.dataset = dataset.with_format("numpy", columns=arrays, output_all_columns=True)
+
+    @property
+    def has_text_features(self) -> bool:
+        """Whether the text tower's work is done."""
+        return "text_features" in self.dataset.column_names
 
     @property
     def partition(self) -> np.ndarray:
@@ -107,13 +114,14 @@ _PIL_INTERPOLATIONS = {
     4: InterpolationMode.BOX,
     5: InterpolationMode.HAMMING,
 }
+_PIL_RESAMPLING = {mode: Image.Resampling(number) for number, mode in _PIL_INTERPOLATIONS.items()}
 
 
 def training_transform(
     image_processor: Any, augmentation: str = "crop_flip", image_size: int | None = None, crop_scale: float = 0.5
-) -> v2.Compose:
+) -> PictureTransform:
     """
-    The transform of a training picture, from PIL to a normalised float tensor `(3, height, width)`.
+    The transform of a training picture.
 
     Args:
         image_processor (`BaseImageProcessor`):
@@ -126,19 +134,80 @@ def training_transform(
         crop_scale (`float`, *optional*, defaults to 0.5):
             Least share of the picture's area that a crop keeps.
     """
-    geometry = ImageGeometry.of(image_processor)
-    size = [image_size or geometry.height, image_size or geometry.width]
-    if augmentation == "crop_flip":
-        spatial = [
-            v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=geometry.interpolation, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    elif augmentation == "none":
-        spatial = [v2.Resize(min(size), interpolation=geometry.interpolation, antialias=True), v2.CenterCrop(size)]
-    else:
+    if augmentation not in AUGMENTATIONS:
         raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {augmentation!r}")
-    to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(geometry.mean, geometry.std)]
-    return v2.Compose([*spatial, *to_tensor])
+    geometry = ImageGeometry.of(image_processor)
+    if image_size:
+        geometry = replace(geometry, height=image_size, width=image_size)
+    return PictureTransform(geometry, crop_scale if augmentation == "crop_flip" else None)
+
+
+class PictureTransform:
+    """
+    From a stored picture to pixels of the training size, and from a batch of these to a tower's input.
+
+    A random crop is chosen before the picture is decoded: a JPEG whose crop is at least 2, 4 or 8 times larger than
+    the training size, both ways, is decoded so many times smaller. The result differs by about half a grey level of
+    255 from that of the whole picture.
+
+    Args:
+        geometry ([`ImageGeometry`]):
+            Size, normalisation and interpolation.
+        crop_scale (`float`, *optional*):
+            Least share of the area that a random crop keeps, before a random flip. Without it the shorter side is
+            resized, the centre cropped, and nothing is random.
+    """
+
+    def __init__(self, geometry: ImageGeometry, crop_scale: float | None = None):
+        self.geometry = geometry
+        self.size = [geometry.height, geometry.width]
+        how = {"interpolation": geometry.interpolation, "antialias": True}
+        self.crop = None if crop_scale is None else v2.RandomResizedCrop(self.size, scale=(crop_scale, 1.0), **how)
+        self.flip = v2.RandomHorizontalFlip()
+        self.centre = v2.Compose([v2.Resize(min(self.size), **how), v2.CenterCrop(self.size)])
+
+    def __call__(self, value: ImageValue) -> Image.Image:
+        """
+        The picture as the tower shall see it, in 8-bit RGB, with what is random drawn from torch's global generator.
+
+        Raises:
+            [`ImageError`]: it cannot be decoded.
+        """
+        picture = StoredImage(value)
+        if self.crop is None:
+            return self.centre(picture.decode())
+        width, height = picture.size
+        crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
+        image = picture.decode(reduce_by=min(crop["width"] / self.size[1], crop["height"] / self.size[0]))
+        if image.size == (width, height):
+            return self.flip(self.crop.transform(image, crop))
+        reduced = 2 ** math.ceil(math.log2(width / image.width))  # sides were rounded up
+        left, top = crop["left"] / reduced, crop["top"] / reduced
+        # A box of fractions: rounded to whole pixels of the smaller picture, the crop would be another one.
+        box = (left, top, left + crop["width"] / reduced, top + crop["height"] / reduced)
+        return self.flip(image.resize(self.size[::-1], _PIL_RESAMPLING[self.geometry.interpolation], box))
+
+    def spare(self, width: int, height: int) -> float:
+        """How many times smaller a picture of this size may be stored, with no crop ever too small for training."""
+        least = min(width, height)
+        if self.crop is None:
+            return least / min(self.size)
+        least_crop = math.sqrt(min(self.crop.scale) * min(self.crop.ratio) * width * height)
+        return min(least, least_crop) / max(self.size)
+
+    def normalize(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """
+        A tower's input, float of shape `(B, 3, height, width)`.
+
+        It is laid out with channels last, in which convolutions are fastest on CPUs and with mixed precision; others
+        do not mind.
+        """
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        # Whole rows of pixels at a time: on three channels alone vector instructions are of no use.
+        mean, std = (torch.tensor(values).repeat(self.size[1]) for values in (self.geometry.mean, self.geometry.std))
+        pixels.flatten(2).sub_(mean).div_(std)
+        return pixels.permute(0, 3, 1, 2)
 
 
 class PACLCollator:
@@ -151,8 +220,8 @@ class PACLCollator:
     Args:
         processor ([`PACLProcessor`]):
             Its tokenizer is used where rows hold texts instead of `text_features`.
-        transform (`v2.Compose`):
-            From a PIL picture to a tensor `(3, height, width)`.
+        transform ([`PictureTransform`]):
+            From a stored picture to the tower's input.
         seed (`int`, *optional*, defaults to 0):
             Seed of the augmentation.
 
@@ -161,7 +230,7 @@ class PACLCollator:
         `attention_mask` `(B, L)`; `partition`, `factual_cluster`, `emotional_cluster` `(B,)`.
     """
 
-    def __init__(self, processor: ProcessorMixin, transform: v2.Compose, seed: int = 0):
+    def __init__(self, processor: ProcessorMixin, transform: PictureTransform, seed: int = 0):
         self.processor = processor
         self.transform = transform
         self.seed = seed
@@ -173,9 +242,9 @@ class PACLCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        pictures = torch.stack([self._picture(row) for row in rows])
-        # The layout in which convolutions are fastest on CPUs and with mixed precision; others do not mind.
-        batch = {"pixel_values": pictures.contiguous(memory_format=torch.channels_last)}
+        with torch.random.fork_rng(devices=[]):
+            pictures = [self._picture(row) for row in rows]
+        batch = {"pixel_values": self.transform.normalize(pictures)}
         if "text_features" in rows[0]:
             batch["text_features"] = torch.from_numpy(np.stack([row["text_features"] for row in rows]))
         else:
@@ -187,8 +256,8 @@ class PACLCollator:
             batch[name] = torch.tensor([int(row[name]) for row in rows])
         return batch
 
-    def _picture(self, row: Mapping[str, Any]) -> Tensor:
-        image = decode_image(row["image"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f"{self.seed} {int(self._epoch)} {row['index']}".encode()))
-            return self.transform(image)
+    def _picture(self, row: Mapping[str, Any]) -> Image.Image:
+        # Not `torch.manual_seed`: it seeds accelerators too, which takes a third of the time of a small picture, and
+        # would let what the model draws there begin anew.
+        torch.default_generator.manual_seed(zlib.crc32(f"{self.seed} {int(self._epoch)} {row['index']}".encode()))
+        return self.transform(row["image"])

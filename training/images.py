@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 # Loads PIL's plugins now: left to the first use, one thread may find a good image unknown while another loads them.
 Image.init()
@@ -51,18 +54,78 @@ def decode_image(value: ImageValue) -> Image.Image:
         [`ImageError`]: If there is no such file, it is no image, its pixels are incomplete or damaged, or it has more
             pixels than PIL accepts as safe (twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
-    image = value if isinstance(value, Image.Image) else _open(value)
+    return StoredImage(value).decode()
+
+
+class StoredImage:
+    """
+    A picture of which no more than the header has been read, to be decoded at full size or, if it is a JPEG, smaller.
+
+    Args:
+        value (`str`, `os.PathLike`, `Mapping` or `PIL.Image.Image`):
+            As for [`decode_image`].
+
+    Attributes:
+        is_jpeg (`bool`): Whether it is a JPEG that can be decoded smaller.
+
+    Raises:
+        [`ImageError`]: If there is no such file, or it is no image.
+    """
+
+    def __init__(self, value: ImageValue):
+        self._given = isinstance(value, Image.Image)
+        self._image = value if isinstance(value, Image.Image) else _open(value)
+        self.is_jpeg = not self._given and isinstance(self._image, JpegImageFile)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture. Formats that may keep the orientation behind the pixels decode."""
+        with _decoding_errors():
+            if not self.is_jpeg:
+                self._image.load()
+            width, height = self._image.size
+            sideways = self._image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (height, width) if sideways else (width, height)
+
+    def read_bytes(self) -> bytes:
+        """A JPEG's file as it is, instead of its pixels."""
+        jpeg: Any = self._image
+        with _decoding_errors(), jpeg:
+            jpeg.fp.seek(0)
+            return jpeg.fp.read()
+
+    def decode(self, reduce_by: float = 1) -> Image.Image:
+        """
+        Decode as [`decode_image`] does; once only.
+
+        Args:
+            reduce_by (`float`, *optional*, defaults to 1):
+                How many times smaller a JPEG's sides may become. The decoder knows 2, 4 and 8, takes the greatest of
+                them that is allowed, rounds sides up, and saves most of the time.
+        """
+        with _decoding_errors(), ExitStack() as stack:
+            if not self._given:
+                stack.enter_context(self._image)  # closes the file and keeps the pixels
+            if reduce_by >= 2 and self.is_jpeg:
+                scale = 2 ** int(math.log2(min(reduce_by, 8)))
+                width, height = self._image.size
+                self._image.draft(None, (width // scale, height // scale))
+            if self._given:
+                return _to_rgb(ImageOps.exif_transpose(self._image))
+            ImageOps.exif_transpose(self._image, in_place=True)
+            return _to_rgb(self._image)
+
+
+@contextmanager
+def _decoding_errors() -> Iterator[None]:
+    """PIL's decoders meet damaged data with nearly every exception there is: OSError, SyntaxError, EOFError, ..."""
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        yield
     except (ImageError, MemoryError):
         raise
-    # PIL's decoders meet damaged data with nearly every exception there is: OSError, SyntaxError, EOFError, ...
     except Exception as error:
         kind = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise ImageError(f"{kind}: {error}") from error
-    finally:
-        if image is not value:
-            image.close()
 
 
 def check_image(value: ImageValue) -> str | None:
@@ -105,7 +168,7 @@ def _open(value: str | os.PathLike[str] | Mapping[str, Any]) -> Image.Image:
         raise ImageError(f"too large: {error}") from error
     except MemoryError:
         raise
-    except Exception as error:  # for the reason in `decode_image`
+    except Exception as error:  # for the reason in `_decoding_errors`
         raise ImageError(f"broken header: {error}") from error
 
 
