@@ -6,7 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from pacl.training.collator import PairDataset
+from pacl.training.partition import Partition
+from pacl.training.streaming import StreamedPairs
 
 from .cards import PARTITIONS, dual_encoder_card
 from .facts import RunFacts, read_facts, without_local_paths
@@ -70,7 +75,7 @@ def complete(facts: RunFacts, trainer: PACLTrainer) -> RunFacts:
         name: facts.report[name] for name in ("partition", "environment") if name in facts.report
     }
     if "partition" not in report and trainer.train_dataset is not None:
-        report["partition"] = _partition(torch.as_tensor(trainer.train_dataset.partition))
+        report["partition"] = _partition(trainer.train_dataset)
     report = {"environment": _environment(), **report, "training": _training(trainer)}
     recipe = facts.recipe or without_local_paths(_recipe(trainer))
     return replace(facts, recipe=recipe, report=report, results=[], comparisons=[])
@@ -87,10 +92,13 @@ def _environment() -> dict[str, Any]:
     return {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _partition(partition: torch.Tensor) -> dict[str, Any]:
-    counts = torch.bincount(partition.long(), minlength=len(PARTITIONS)).tolist()
-    shares = {name: count / max(len(partition), 1) for name, count in zip(PARTITIONS, counts, strict=True)}
-    return {"posts": len(partition), "shares": shares}
+def _partition(pairs: PairDataset | StreamedPairs) -> dict[str, Any]:
+    if isinstance(pairs, StreamedPairs):
+        counts = [pairs.counts[partition] for partition in Partition]
+    else:
+        counts = np.bincount(pairs.partition, minlength=len(Partition)).tolist()
+    shares = {name: count / max(sum(counts), 1) for name, count in zip(PARTITIONS, counts, strict=True)}
+    return {"posts": sum(counts), "shares": shares}
 
 
 def _recipe(trainer: PACLTrainer) -> dict[str, Any]:

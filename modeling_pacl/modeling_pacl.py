@@ -103,6 +103,9 @@ class PACLModel(PreTrainedModel):
         # Only the tower that is trained; the frozen one keeps no activations.
         self.vision_model._set_gradient_checkpointing(*args, **kwargs)
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """None that both towers share; whoever asks for them has language models in mind."""
+
     def train(self, mode: bool = True) -> PACLModel:
         """Set training mode; a frozen text tower and frozen batch normalisation stay in evaluation mode."""
         super().train(mode)

@@ -12,6 +12,7 @@ from .rejections import Rejections
 from .sampler import PartitionBatchSampler
 from .schedule import PhaseSchedule
 from .sentibank import SentiBankTagger
+from .streaming import StreamedPairs
 from .taggers import ClassifierTagger, NeighbourTagger, ZeroShotTagger, load_vocabulary
 from .trainer import PACLTrainer
 from .training_arguments import PACLTrainingArguments
@@ -33,6 +34,7 @@ __all__ = [
     "Rejections",
     "SentiBankTagger",
     "Settings",
+    "StreamedPairs",
     "TagJudge",
     "TextEncoder",
     "TowerEncoders",

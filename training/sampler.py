@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -17,18 +17,16 @@ BATCH_SHARES = ("equal", "proportional")
 SMALLEST_SHARE = 2
 
 
-class PartitionBatchSampler(Sampler[list[int]]):
+class EpochPlan:
     """
-    Yields batches in which every active partition has its share.
+    What an epoch's batches hold, from the partitions' sizes alone: how many batches, and each partition's places.
 
-    An epoch ends when the largest active partition is through; the smaller ones are reshuffled and reused until then.
-    A batch never holds a pair twice: a partition smaller than its share gives all it has, and the others take the rest
-    of its places. An empty partition takes no part. Both are said in the log. What a batch holds depends on the seed
-    and the epoch alone, so that every process sees the same order.
+    An epoch ends when the largest active partition is through; the smaller ones are reused until then. A partition
+    smaller than its share gives all it has, and the others take the rest of its places. An empty one takes no part.
 
     Args:
-        partition (`Sequence[int]` of length N):
-            [`Partition`] of each pair of the dataset.
+        sizes (`Mapping[Partition, int]`):
+            Pairs of each partition.
         batch_size (`int`):
             Pairs in a batch, per device.
         schedule ([`PhaseSchedule`]):
@@ -36,13 +34,107 @@ class PartitionBatchSampler(Sampler[list[int]]):
         shares (`str`, *optional*, defaults to `"equal"`):
             `"equal"`: every active partition has the same number of places. `"proportional"`: places by the
             partitions' sizes.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the shuffling.
         num_processes (`int`, *optional*, defaults to 1):
             The number of batches of an epoch is a multiple of it, so that all processes take equally many steps.
+        together (`int`, *optional*, defaults to 1):
+            How many batches are planned as one. What is said of a batch is then said of so many.
 
     Raises:
         `ValueError`: no pair belongs to any partition that is active in the first epoch, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[Partition, int],
+        batch_size: int,
+        schedule: PhaseSchedule,
+        shares: str = "equal",
+        num_processes: int = 1,
+        together: int = 1,
+    ):
+        require_choice("shares", shares, BATCH_SHARES)
+        if batch_size < SMALLEST_SHARE:
+            raise ValueError(f"batch_size must be at least {SMALLEST_SHARE}, got {batch_size}")
+        self.sizes = sizes
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.shares = shares
+        self.num_processes = num_processes
+        self.together = together
+        self.epoch = 0
+        self._require_pairs_in_phase_one()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration, and `len`, speak of."""
+        self.epoch = epoch
+
+    def active(self, epoch: int) -> tuple[Partition, ...]:
+        """The partitions that are active in an epoch and have pairs."""
+        return tuple(p for p in self.schedule.active(epoch) if self.sizes[p])
+
+    def batch_shares(self, epoch: int) -> dict[Partition, int]:
+        """How many places each partition has in a batch of an epoch."""
+        sizes = {p: self.sizes[p] for p in self.active(epoch)}
+        weights = sizes if self.shares == "proportional" else dict.fromkeys(sizes, 1)
+        return share_out(self.batch_size * self.together, sizes, weights)
+
+    def num_batches(self, epoch: int) -> int:
+        """How many batches an epoch has, over all processes."""
+        needed = max(-(-self.sizes[p] // share) for p, share in self.batch_shares(epoch).items())
+        return -(-needed * self.together // self.num_processes) * self.num_processes
+
+    def describe(self, epoch: int) -> str:
+        """One line for the log: the phase of an epoch, its partitions and their shares of a batch."""
+        shares = self.batch_shares(epoch)
+        parts = ", ".join(f"{share} {p.name.lower()} of {self.sizes[p]}" for p, share in shares.items())
+        batches = self.num_batches(epoch) // self.together
+        return f"phase {self.schedule.phase(epoch) + 1}: {batches} batches an epoch, each with {parts}"
+
+    def exceptions(self, epoch: int) -> list[str]:
+        """Where an epoch's batches could not be what was asked for, and the rule that was followed instead."""
+        shares = self.batch_shares(epoch)
+        found = []
+        if empty := [p.name.lower() for p in self.schedule.active(epoch) if not self.sizes[p]]:
+            found.append(f"no pair is {' or '.join(empty)}, so the others take their places")
+        if small := [p.name.lower() for p, share in shares.items() if share == self.sizes[p]]:
+            found.append(f"all of {' and '.join(small)} is in every batch, for it is no larger than its share")
+        if sum(shares.values()) < (places := self.batch_size * self.together):
+            found.append(f"only {sum(shares.values())} of a batch's {places} places can be filled")
+        return found
+
+    def _require_pairs_in_phase_one(self) -> None:
+        if self.active(0):
+            return
+        names = " or ".join(p.name.lower() for p in self.schedule.active(0))
+        counts = ", ".join(f"{self.sizes[p]} {p.name.lower()}" for p in Partition)
+        raise ValueError(
+            f"none of the {sum(self.sizes.values())} pairs is {names}, so that phase one has nothing to train on "
+            f"({counts}). Lower the thresholds of stage 1, or calibrate them to wanted shares of matched pairs "
+            "(matched_shares)."
+        )
+
+
+class PartitionBatchSampler(EpochPlan, Sampler[list[int]]):
+    """
+    Yields batches in which every active partition has its share.
+
+    Smaller partitions are reshuffled and reused until the largest is through. A batch never holds a pair twice.
+    Exceptions are said in the log. What a batch holds depends on the seed and the epoch alone, so that every process
+    sees the same order.
+
+    On several processes the batches that they take at the same time are parts of one: that of a single process with so
+    many times the batch size.
+
+    Args:
+        partition (`Sequence[int]` of length N):
+            [`Partition`] of each pair of the dataset.
+        batch_size, schedule, shares, num_processes:
+            As for [`EpochPlan`].
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the shuffling.
+
+    Raises:
+        `ValueError`: as for [`EpochPlan`].
     """
 
     def __init__(
@@ -54,79 +146,25 @@ class PartitionBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_processes: int = 1,
     ):
-        require_choice("shares", shares, BATCH_SHARES)
-        if batch_size < SMALLEST_SHARE:
-            raise ValueError(f"batch_size must be at least {SMALLEST_SHARE}, got {batch_size}")
         partition = np.asarray(partition)
         self.members = {p: np.flatnonzero(partition == p) for p in Partition}
-        self.batch_size = batch_size
-        self.schedule = schedule
-        self.shares = shares
         self.seed = seed
-        self.num_processes = num_processes
         self.drop_last = False
-        self.epoch = 0
-        self._require_pairs_in_phase_one(len(partition))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration, and `len`, speak of."""
-        self.epoch = epoch
-
-    def active(self, epoch: int) -> tuple[Partition, ...]:
-        """The partitions that are active in an epoch and have pairs."""
-        return tuple(p for p in self.schedule.active(epoch) if len(self.members[p]))
-
-    def batch_shares(self, epoch: int) -> dict[Partition, int]:
-        """How many places each partition has in a batch of an epoch."""
-        sizes = {p: len(self.members[p]) for p in self.active(epoch)}
-        weights = sizes if self.shares == "proportional" else dict.fromkeys(sizes, 1)
-        return share_out(self.batch_size, sizes, weights)
-
-    def num_batches(self, epoch: int) -> int:
-        """How many batches an epoch has, over all processes."""
-        shares = self.batch_shares(epoch)
-        needed = max(-(-len(self.members[p]) // share) for p, share in shares.items())
-        return -(-needed // self.num_processes) * self.num_processes
+        sizes = {p: len(self.members[p]) for p in Partition}
+        super().__init__(sizes, batch_size, schedule, shares, num_processes, together=num_processes)
 
     def __len__(self) -> int:
         return self.num_batches(self.epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        num_batches = self.num_batches(self.epoch)
+        num_batches = len(self) // self.num_processes
         columns = []
         for p, share in self.batch_shares(self.epoch).items():
             rng = np.random.default_rng((self.seed, self.epoch, int(p)))
             columns.append(_shuffled_rows(self.members[p], num_batches, share, rng))
         for rows in zip(*columns, strict=True):
-            yield np.concatenate(rows).tolist()
-
-    def describe(self, epoch: int) -> str:
-        """One line for the log: the phase of an epoch, its partitions and their shares of a batch."""
-        shares = self.batch_shares(epoch)
-        parts = ", ".join(f"{share} {p.name.lower()} of {len(self.members[p])}" for p, share in shares.items())
-        return f"phase {self.schedule.phase(epoch) + 1}: {self.num_batches(epoch)} batches an epoch, each with {parts}"
-
-    def exceptions(self, epoch: int) -> list[str]:
-        """Where an epoch's batches could not be what was asked for, and the rule that was followed instead."""
-        shares = self.batch_shares(epoch)
-        found = []
-        if empty := [p.name.lower() for p in self.schedule.active(epoch) if not len(self.members[p])]:
-            found.append(f"no pair is {' or '.join(empty)}, so the others take their places")
-        if small := [p.name.lower() for p, share in shares.items() if share == len(self.members[p])]:
-            found.append(f"all of {' and '.join(small)} is in every batch, for it is no larger than its share")
-        if sum(shares.values()) < self.batch_size:
-            found.append(f"only {sum(shares.values())} of a batch's {self.batch_size} places can be filled")
-        return found
-
-    def _require_pairs_in_phase_one(self, total: int) -> None:
-        if self.active(0):
-            return
-        names = " or ".join(p.name.lower() for p in self.schedule.active(0))
-        counts = ", ".join(f"{len(self.members[p])} {p.name.lower()}" for p in Partition)
-        raise ValueError(
-            f"none of the {total} pairs is {names}, so that phase one has nothing to train on ({counts}). Lower the "
-            "thresholds of stage 1, or calibrate them to wanted shares of matched pairs (matched_shares)."
-        )
+            batch = np.concatenate(rows)
+            yield from (batch[part :: self.num_processes].tolist() for part in range(self.num_processes))
 
 
 def share_out(places: int, sizes: dict[Partition, int], weights: dict[Partition, int]) -> dict[Partition, int]:

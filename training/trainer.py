@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
+import datasets
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer, TrainingArguments
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, seed_worker
 from transformers.utils import logging
 
 from pacl import PACLModel
 
 from .collator import PAIR_COLUMNS, PACLCollator, PairDataset, training_transform
-from .distributed import RowGatherer, world_size
+from .distributed import EvaluationBatches, RowGatherer, gather_rows, world_size
 from .losses import PACLLossOutput, pacl_loss
+from .parking import ParkedTextTower
 from .partition import Partition
 from .sampler import PartitionBatchSampler
 from .schedule import PhaseSchedule
+from .streaming import StreamedBatches, StreamedPairs, collate_unless_skipped
 from .training_arguments import PACLTrainingArguments, paper_learning_rate
 
 logger = logging.get_logger(__name__)
@@ -37,7 +39,7 @@ class PACLTrainer(Trainer):
             The dual encoder. Its `config.temperature` is τ.
         args ([`PACLTrainingArguments`]):
             Everything that `TrainingArguments` takes, and the fields above.
-        train_dataset (`datasets.Dataset`):
+        train_dataset (`datasets.Dataset` or [`StreamedPairs`]):
             With the columns that `partition_dataset` and `cluster_dataset` write. Where `text_features` are among them
             the text tower does not run.
         eval_dataset (`datasets.Dataset`, *optional*):
@@ -59,7 +61,7 @@ class PACLTrainer(Trainer):
     """
 
     args: PACLTrainingArguments
-    _sampler: PartitionBatchSampler
+    _sampler: PartitionBatchSampler | StreamedBatches
 
     def __init__(
         self,
@@ -84,22 +86,25 @@ class PACLTrainer(Trainer):
         self.eval_collator = PACLCollator(processing_class, transform(augmentation="none"))
         self.train_collator = PACLCollator(processing_class, train_transform, seed=args.seed)
 
-        model.vision_model.to(memory_format=torch.channels_last)
         self.temperature = model.config.temperature
         self.schedule = PhaseSchedule(args.num_train_epochs, args.sample_usage)
         self._active: tuple[Partition, ...] = tuple(Partition)
         self._meters: dict[str, PartitionMeter] = {}
+        self._parked: ParkedTextTower | None = None
         super().__init__(
             model,
             args,
             data_collator=self.train_collator,
-            train_dataset=_pair_datasets(train_dataset),
+            train_dataset=train_dataset if isinstance(train_dataset, StreamedPairs) else _pair_datasets(train_dataset),
             eval_dataset=_pair_datasets(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
         # Each batch's loss is a mean of its own; the Trainer divides by the number of accumulation steps.
         self.loss_is_scaled_for_ga = False
+        # FSDP shards contiguous weights only; elsewhere convolutions have the layout in which they are fastest.
+        layout = torch.contiguous_format if self.is_fsdp_enabled else torch.channels_last
+        model.vision_model.to(memory_format=layout)
 
     # Data ------------------------------------------------------------------------------------------------------------
 
@@ -107,43 +112,67 @@ class PACLTrainer(Trainer):
         """The loader of batches in which every active partition has its share."""
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset")
+        options: dict[str, Any] = {
+            "batch_size": self._train_batch_size,
+            "schedule": self.schedule,
+            "shares": self.args.batch_shares,
+            "seed": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            "num_processes": self.args.world_size,
+        }
+        if isinstance(self.train_dataset, StreamedPairs):
+            ranks = {"process_index": self.args.process_index, "num_workers": self.args.dataloader_num_workers}
+            self._sampler = StreamedBatches(self.train_dataset, **options, **ranks)
+            return self._loader(
+                self._sampler,
+                batch_size=None,
+                collate_fn=partial(collate_unless_skipped, self.data_collator),
+                persistent_workers=self.args.dataloader_persistent_workers,
+            )
         pairs = cast(PairDataset, self.train_dataset)
-        self._sampler = PartitionBatchSampler(
-            pairs.partition,
-            self._train_batch_size,
-            self.schedule,
-            shares=self.args.batch_shares,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            num_processes=self.args.world_size,
-        )
-        loader = DataLoader(
+        self._sampler = PartitionBatchSampler(pairs.partition, **options)
+        return self._loader(
             pairs,
             batch_sampler=self._sampler,
             collate_fn=self.data_collator,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The loader of evaluation batches, in the dataset's order and without augmentation."""
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, str):
+            eval_dataset = cast(dict, self.eval_dataset)[eval_dataset]
+        if eval_dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        pairs = _pair_datasets(eval_dataset)
+        batches = EvaluationBatches(len(pairs), self.args.eval_batch_size, self.args.world_size)
+        return self._loader(pairs, batch_sampler=batches, collate_fn=self.eval_collator)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """The same, for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, pairs: PairDataset | StreamedBatches, **kwargs: Any) -> DataLoader:
+        loader = DataLoader(
+            pairs,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             worker_init_fn=partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),
+            **kwargs,
         )
-        return self.accelerator.prepare(loader)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The loader of evaluation batches, in the dataset's order and without augmentation."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = _pair_datasets(eval_dataset)
-        with self._collating_with(self.eval_collator):
-            return super().get_eval_dataloader(eval_dataset)
-
-    @contextmanager
-    def _collating_with(self, collator: PACLCollator) -> Iterator[None]:
-        usual, self.data_collator = self.data_collator, collator
-        try:
-            yield
-        finally:
-            self.data_collator = usual
+        if isinstance(pairs, StreamedBatches):
+            # Each process reads a part of its own: accelerate brings it to the device and shares out nothing.
+            return prepare_data_loader(
+                loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+            )
+        loader = self.accelerator.prepare(loader)
+        if self.args.world_size > 1:
+            # A batch is as long as its sampler wants it: accelerate would fill up shorter ones with rows seen before.
+            cast(Any, loader.batch_sampler).batch_size = None
+        return loader
 
     # Epochs of different lengths: a phase with more partitions takes more batches to see the largest one through -----
 
@@ -175,7 +204,10 @@ class PACLTrainer(Trainer):
         while steps >= self._updates_in_epoch(epoch):
             steps -= self._updates_in_epoch(epoch)
             epoch += 1
-        return epoch, 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+        skipped = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+        if isinstance(self._sampler, StreamedBatches):
+            self._sampler.skip(epoch, skipped)
+        return epoch, skipped
 
     def _run_epoch(  # type: ignore[override]
         self, *, epoch: int, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any
@@ -210,7 +242,8 @@ class PACLTrainer(Trainer):
         The value is this process's share times the number of processes, since gradients are averaged over them.
         """
         pairs = {name: inputs[name] for name in PAIR_COLUMNS}
-        outputs = model(**{name: value for name, value in inputs.items() if name not in pairs})
+        towers = {name: value for name, value in inputs.items() if name not in pairs}
+        outputs = model(**towers, chunk_size=self.args.gradient_cache_chunk_size if model.training else None)
         gather = RowGatherer(len(outputs.image_embeds), outputs.image_embeds.device)
         result = pacl_loss(
             outputs.image_embeds,
@@ -224,6 +257,12 @@ class PACLTrainer(Trainer):
         self._meters.setdefault("train" if model.training else "eval", PartitionMeter()).add(result)
         loss = result.loss * world_size()
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """`Trainer`'s, where the processes' parts of a batch may be of uneven length."""
+        self.gather_function = gather_rows
+        self._meters.pop("eval", None)
+        return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -243,7 +282,34 @@ class PACLTrainer(Trainer):
                 logs |= self._meters.pop(mode).summary("" if mode == "train" else "eval_")
         super().log(logs, start_time)
 
-    # Checkpoints -----------------------------------------------------------------------------------------------------
+    # Checkpoints, and the text tower that rests meanwhile ------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer`'s; a text tower that is frozen and whose features are ready is out of memory meanwhile."""
+        if self.model_init is not None or not self._text_tower_can_rest():
+            return super().train(*args, **kwargs)
+        self._parked = ParkedTextTower(cast(PACLModel, self.model), str(self.args.output_dir))
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._parked.restore()
+            self._parked = None
+
+    def _text_tower_can_rest(self) -> bool:
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        datasets: list[Any] = [dataset for dataset in (self.train_dataset, *evaluated) if dataset is not None]
+        model: Any = self.model
+        return model.config.freeze_text and all(dataset.has_text_features for dataset in datasets)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._parked is None:
+            super()._save(output_dir, state_dict)
+            return
+        with self._parked.in_place():
+            if state_dict is not None:  # gathered from several processes, without the tower
+                weights = self._parked.tower.state_dict()
+                state_dict |= {f"text_model.{name}": tensor for name, tensor in weights.items()}
+            super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """
@@ -256,7 +322,12 @@ class PACLTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         target: Any = self.model if model is None else model
-        target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
+        weights = type(target).from_pretrained(resume_from_checkpoint).state_dict()
+        if self._parked:  # the checkpoint's text tower, which may be another, takes its place
+            self._parked.restore()
+        target.load_state_dict(weights)
+        if self._parked:
+            self._parked.park()
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -272,6 +343,22 @@ class PACLTrainer(Trainer):
 
         if self.is_world_process_zero():
             write_trainer_card(self, **kwargs)
+
+    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            self._help_fsdp(model)
+        return super()._wrap_model(model, *args, **kwargs)
+
+    def _help_fsdp(self, model: Any) -> None:
+        """What accelerate, which has language models in mind, does not find out of itself."""
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            # The towers name what is sharded as one; accelerate gives up where a name is not to be found.
+            present = {type(module).__name__ for module in model.modules()}
+            plugin.transformer_cls_names_to_wrap = sorted(present.intersection(model._no_split_modules))
+        if plugin.ignored_modules is None:
+            # A scalar cannot be sharded.
+            plugin.ignored_modules = [torch.nn.ParameterList([model.logit_scale]).to(self.args.device)]
 
     # Learning rates --------------------------------------------------------------------------------------------------
 
@@ -325,4 +412,9 @@ def _pair_datasets(dataset: Any) -> Any:
         return dataset
     if isinstance(dataset, dict):
         return {name: _pair_datasets(part) for name, part in dataset.items()}
+    if isinstance(dataset, (StreamedPairs, datasets.IterableDataset)):
+        raise TypeError(
+            "only training streams, from StreamedPairs(stream, counts); to evaluate, take rows into memory: "
+            "datasets.Dataset.from_list(list(stream.take(2000)), features=stream.features)"
+        )
     return PairDataset(dataset)
