@@ -6,12 +6,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from conftest import make_tokenizer
-from pacl.training.cluster import cluster_dataset, kmeans_labels
+from pacl.training import cluster, kmeans
+from pacl.training.cluster import cluster_dataset
+from pacl.training.columns import column_to_numpy
 from pacl.training.features import ImageEncoder, TextEncoder, TowerEncoders
+from pacl.training.kmeans import kmeans_labels
 from pacl.training.rejections import Rejections
-from pacl.training.scan import column_to_numpy, feature_columns, scan_posts
+from pacl.training.scan import feature_columns, scan_posts
 from stage_helpers import Counter, make_posts, small_processor, tiny_resnet, tiny_roberta, truncate
 
 
@@ -76,6 +80,92 @@ def test_features_are_not_changed_by_clustering():
     np.testing.assert_array_equal(rows, before)
 
 
+def uneven(number=6000, dim=8, seed=0):
+    """One cloud, three times as wide in one direction: nothing separates its halves, but there is one best cut."""
+    rows = np.random.default_rng(seed).normal(size=(number, dim))
+    return (rows * [3, *[1] * (dim - 1)]).astype(np.float16)
+
+
+def within_clusters(rows, labels):
+    """Sum of squared distances from the clusters' means: what k-means makes small."""
+    rows = rows.astype(np.float64)
+    return sum(((rows[labels == k] - rows[labels == k].mean(axis=0)) ** 2).sum() for k in np.unique(labels))
+
+
+def test_more_rows_than_fit_in_memory_get_the_clusters_of_all_together():
+    rows = uneven()
+    whole, streamed = kmeans_labels(rows, 2), kmeans_labels(rows, 2, seed=1, rows_in_memory=200)
+    # Rounds that start elsewhere may end with rows at the boundary on its other side: 0 to 0.4 % over seeds.
+    assert (whole == streamed).mean() > 0.995
+    from_sample_alone = kmeans_labels(rows, 2, seed=1, rows_in_memory=200, max_passes=1)
+    assert (whole == from_sample_alone).mean() < 0.95, "the passes over all rows are what matters"
+
+
+def test_where_many_clusterings_are_as_good_streaming_finds_one_of_them():
+    rows = np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float16)
+    whole, streamed = kmeans_labels(rows, 5), kmeans_labels(rows, 5, rows_in_memory=1000)
+    assert within_clusters(rows, streamed) < 1.01 * within_clusters(rows, whole)
+
+
+def test_passes_over_all_rows_change_nothing_where_the_sample_was_all():
+    rows = uneven(2000)
+    whole = KMeans(2, n_init=4, tol=0, random_state=0).fit(rows.astype(np.float32))
+    labels = kmeans._lloyd(rows, whole.cluster_centers_, max_passes=1, name="features")
+    np.testing.assert_array_equal(labels, whole.labels_)
+
+
+def test_every_row_of_streamed_clusters_is_nearest_to_the_mean_of_its_own():
+    rows = uneven(5000)
+    labels = kmeans_labels(rows, 4, rows_in_memory=300)
+    means = np.stack([rows[labels == k].mean(axis=0, dtype=np.float64) for k in range(4)])
+    distances = ((rows[:, None].astype(np.float64) - means) ** 2).sum(axis=2)
+    # Equal but for what rounding decides.
+    assert (distances[np.arange(len(rows)), labels] - distances.min(axis=1)).max() < 1e-3
+
+
+def test_rows_are_read_block_by_block_and_only_so_many_are_held():
+    class Watched:
+        longest = 0
+
+        def __len__(self):
+            return 9000
+
+        def __getitem__(self, rows):
+            Watched.longest = max(Watched.longest, len(range(9000)[rows]))
+            return uneven(9000)[rows]
+
+    kmeans_labels(Watched(), 2, rows_in_memory=200)
+    assert Watched.longest <= 4096
+
+
+def test_streamed_clusters_do_not_depend_on_the_block(monkeypatch):
+    rows = uneven(3000)
+    expected = kmeans_labels(rows, 3, rows_in_memory=400)
+    monkeypatch.setattr(kmeans, "_BLOCK_ROWS", 170)
+    np.testing.assert_array_equal(kmeans_labels(rows, 3, rows_in_memory=400), expected)
+
+
+def test_passes_have_a_limit_and_say_so(caplog):
+    labels = kmeans_labels(uneven(3000), 3, rows_in_memory=100, max_passes=2)
+    assert set(labels) == {0, 1, 2}
+    assert "rows still changed their cluster in pass 2" in caplog.text
+
+
+def test_clusters_are_cached_by_content(tmp_path, monkeypatch):
+    vision, text = groups(seed=1)[0], groups(seed=2, dim=5)[0]
+    first = cluster_dataset(with_features(vision, text), clusters=3, cache_dir=tmp_path)
+    other = cluster_dataset(with_features(text, vision), clusters=3, cache_dir=tmp_path)
+    assert first["factual_cluster"][:] == other["emotional_cluster"][:]
+    monkeypatch.setattr(cluster, "kmeans_labels", None)  # whoever calls it, fails
+    again = cluster_dataset(with_features(vision, text), clusters=3, cache_dir=tmp_path)
+    assert again["emotional_cluster"][:] == first["emotional_cluster"][:]
+    assert again._fingerprint == first._fingerprint
+    for change in ({"clusters": 2}, {"clusters": 3, "seed": 1}, {"clusters": 3, "rows_in_memory": 50}):
+        with pytest.raises(TypeError):
+            cluster_dataset(with_features(vision, text), cache_dir=tmp_path, **change)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(("factual", "emotional"))]
+
+
 def test_clusters_are_the_same_whatever_the_batch_size_and_number_of_threads(tmp_path, towers):
     posts = make_posts(tmp_path, 60)
     threads = torch.get_num_threads()
@@ -132,6 +222,8 @@ def test_more_clusters_than_distinct_rows_are_refused():
         cluster_dataset(with_features(rows, rows), clusters=13)
     with pytest.raises(ValueError, match="vision_features have only 3 distinct rows, too few for 4 clusters"):
         cluster_dataset(with_features(rows, rows), clusters=4)
+    with pytest.raises(ValueError, match="only 3 distinct rows in a sample of 10, too few for 4 clusters"):
+        cluster_dataset(with_features(rows, rows), clusters=4, rows_in_memory=10)
 
 
 def test_features_that_are_missing_without_towers_are_refused(tmp_path):

@@ -9,11 +9,12 @@ import torch
 
 from conftest import make_tokenizer
 from pacl.training import scan
+from pacl.training.columns import column_to_numpy
 from pacl.training.evaluators import DualEncoderJudge, TagJudge
 from pacl.training.features import ImageEncoder, TextEncoder, TowerEncoders
 from pacl.training.partition import partition_dataset
 from pacl.training.rejections import Rejections
-from pacl.training.scan import PostBatch, ScanColumn, column_to_numpy, feature_columns, scan_posts
+from pacl.training.scan import PostBatch, ScanColumn, feature_columns, scan_posts
 from pacl.training.taggers import ClassifierTagger
 from stage_helpers import (
     BrightnessJudge,
@@ -117,7 +118,7 @@ def test_other_weights_are_not_served_from_the_cache(tmp_path):
 
 
 def test_killed_scan_goes_on_behind_its_last_finished_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_SHARD_ROWS", 4)
+    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 4)
     posts = make_posts(tmp_path, 10)
     with pytest.raises(KeyboardInterrupt):
         partition_dataset(posts, BrightnessJudge(fail_at=9), LengthJudge(), batch_size=2, cache_dir=tmp_path / "c")
@@ -130,6 +131,32 @@ def test_killed_scan_goes_on_behind_its_last_finished_shard(tmp_path, monkeypatc
     whole = BrightnessJudge()(PostBatch.from_posts(posts["image"][:], posts["text"][:], judge.encoders))
     np.testing.assert_allclose(column_to_numpy(result, "factual_score"), whole)
     assert list(result.features) == [*posts.features, "factual_score", "emotional_score", "partition"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 48, 500])
+@pytest.mark.parametrize("posts", [1, 31, 300, 3000, 100_000, 1_000_000, 30_000_000])
+def test_shards_are_whole_batches_and_neither_too_many_nor_too_few(posts, batch_size):
+    rows = scan._shard_rows(posts, batch_size)
+    assert rows % batch_size == 0
+    assert -(-posts // rows) <= 128
+    assert rows < 2 * posts / 32 + batch_size, "every one of some processes has work"
+    assert rows < max(512, posts / 128 + 512) + batch_size, "not much is lost when a pass is killed"
+
+
+def test_shards_are_found_again_by_a_smaller_batch(tmp_path, decoded):
+    posts = make_posts(tmp_path, 40)
+    for batch_size in (4, 2, 1):
+        partition_dataset(
+            posts, BrightnessJudge(), LengthJudge(), batch_size=batch_size, cache_dir=tmp_path / f"{batch_size < 4}"
+        )
+    assert len(decoded) == 80
+
+
+def test_rows_out_of_their_order_are_put_in_order_in_the_cache_folder(tmp_path):
+    shuffled = make_posts(tmp_path, 6).shuffle(seed=0)
+    result = partition_dataset(shuffled, BrightnessJudge(), LengthJudge(), cache_dir=tmp_path / "c")
+    assert result["row"][:] == shuffled["row"][:]
+    assert len(list((tmp_path / "c").glob("rows-*.arrow"))) == 1
 
 
 def test_fingerprint_of_the_result_is_the_same_each_time(tmp_path):
@@ -171,7 +198,7 @@ def test_rejections_are_logged_when_nobody_collects_them(tmp_path, caplog):
 
 
 def test_shard_without_one_good_picture_does_no_harm(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_SHARD_ROWS", 2)
+    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 2)
     posts = make_posts(tmp_path, 6)
     for position in (2, 3):
         truncate(posts, position)
@@ -200,7 +227,7 @@ def test_pictures_may_be_embedded_and_rows_filtered_and_shuffled(tmp_path):
 
 
 def test_rows_are_counted_where_the_source_has_no_row_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_SHARD_ROWS", 4)
+    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 4)
     posts = make_posts(tmp_path, 10).remove_columns("row")
     truncate(posts, 6)
     rejections = Rejections()

@@ -5,16 +5,21 @@ Partitioned posts come in; they leave with `factual_cluster`, `emotional_cluster
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import datasets
 import numpy as np
-from sklearn.cluster import KMeans
+import sklearn
+from accelerate import PartialState
 
+from .columns import NumberColumn
 from .features import TowerEncoders, content_key
+from .kmeans import ROWS_IN_MEMORY, kmeans_labels
 from .rejections import Rejections
-from .scan import column_to_numpy, feature_columns, scan_posts
+from .scan import cache_folder, feature_columns, scan_posts
 
 CLUSTERINGS = {"factual_cluster": "vision_features", "emotional_cluster": "text_features"}
 
@@ -28,9 +33,13 @@ def cluster_dataset(
     batch_size: int = 32,
     rejections: Rejections | None = None,
     cache_dir: str | Path | None = None,
+    rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> datasets.Dataset:
     """
     Give every post the cluster of its picture under E_V before PACL and the cluster of its text under E_T.
+
+    Under a launcher all processes call it: they share out the towers' work, the main one runs k-means for all of them.
+    Clusters are cached as features are.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -43,14 +52,16 @@ def cluster_dataset(
             Of k-means. The same features and seed give the same clusters, which are numbered as they first appear.
         batch_size, rejections, cache_dir (*optional*):
             As in `partition_dataset`, for the towers; the stage of rejections is `"cluster"`.
+        rows_in_memory (`int`, *optional*, defaults to 50,000):
+            More rows are clustered block by block, as [`kmeans_labels`] says.
 
     Returns:
         `datasets.Dataset`: With `factual_cluster`, `emotional_cluster` (int32) and `text_features` (fixed-length
         float16 lists), without `vision_features`, which nothing needs any more.
 
     Raises:
-        `ValueError`: K is below 1 or more than there are distinct features, or features are missing and no towers
-            are given.
+        `ValueError`: K is below 1 or more than there are distinct features or rows in memory, or features are missing
+            and no towers are given.
     """
     pair = (clusters, clusters) if isinstance(clusters, int) else tuple(clusters)
     if len(pair) != 2 or any(number < 1 for number in pair):
@@ -63,44 +74,22 @@ def cluster_dataset(
             dataset, columns, stage="cluster", batch_size=batch_size, rejections=rejections, cache_dir=cache_dir
         )
     for (name, source), number in zip(CLUSTERINGS.items(), pair, strict=True):
-        labels = kmeans_labels(column_to_numpy(dataset, source), number, seed=seed, name=source)
-        fingerprint = content_key(dataset._fingerprint, name, number, seed)
+        fingerprint = content_key(dataset._fingerprint, name, number, seed, min(rows_in_memory, len(dataset)))
+        path = cache_folder(cache_dir) / f"{name}-{content_key(fingerprint, sklearn.__version__)}.npy"
+        with PartialState().main_process_first():
+            if not path.is_file():
+                features = NumberColumn(dataset, source)
+                _save(path, kmeans_labels(features, number, seed=seed, name=source, rows_in_memory=rows_in_memory))
+        labels = np.load(path)
         if name in dataset.column_names:
             dataset = dataset.remove_columns(name)
         dataset = dataset.add_column(name, labels, new_fingerprint=fingerprint, feature=datasets.Value("int32"))
     return dataset.remove_columns("vision_features")
 
 
-def kmeans_labels(features: np.ndarray, clusters: int, *, seed: int = 0, name: str = "features") -> np.ndarray:
-    """
-    Cluster rows by k-means until no row changes its cluster.
-
-    Args:
-        features (`numpy.ndarray` of shape `(N, D)`):
-            What is clustered. It is left as it is; k-means works on one float32 copy.
-        clusters (`int`):
-            K.
-        seed (`int`, *optional*, defaults to 0):
-            Of the initial centres.
-        name (`str`, *optional*):
-            What error messages call the features.
-
-    Returns:
-        `numpy.ndarray` of shape `(N,)`, int32: Clusters, numbered as they first appear.
-
-    Raises:
-        `ValueError`: there are fewer distinct rows than clusters.
-    """
-    if clusters == 1:
-        return np.zeros(len(features), np.int32)
-    if clusters > len(features):
-        raise ValueError(f"{clusters} clusters of {len(features)} {name} are too many; lower `clusters`")
-    # Stopping at a tolerance would make a rounding error in the centres decide how many rounds there are.
-    kmeans = KMeans(clusters, n_init=4, tol=0, random_state=seed, copy_x=False)
-    labels = kmeans.fit_predict(features.astype(np.float32))
-    found, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-    if len(found) < clusters:
-        raise ValueError(
-            f"{name} have only {len(found)} distinct rows, too few for {clusters} clusters; lower `clusters`"
-        )
-    return np.argsort(np.argsort(first)).astype(np.int32)[labels]
+def _save(path: Path, labels: np.ndarray) -> None:
+    """Write beside, then move, so that a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        np.save(file, labels)
+    os.replace(file.name, path)

@@ -13,10 +13,11 @@ from typing import Literal, TypeAlias, get_args
 import datasets
 import numpy as np
 
+from .columns import column_to_numpy
 from .evaluators import Judge
 from .features import TowerEncoders, content_key
 from .rejections import Rejections
-from .scan import PostBatch, ScanColumn, column_to_numpy, feature_columns, scan_posts
+from .scan import PostBatch, ScanColumn, feature_columns, scan_posts
 
 PartitionBy: TypeAlias = Literal["both", "factual", "emotional", "none"]
 MatchedShares: TypeAlias = "Sequence[float] | Literal['paper']"
@@ -56,7 +57,7 @@ def partition_dataset(
 
     Both judges, and Stage 2's towers if they are given, share one pass: each picture is decoded once, and models with
     equal weights run once. Scores are cached, so that other thresholds cost nothing; on a dataset that has both score
-    columns already, leave the judges out.
+    columns already, leave the judges out. Under a launcher all processes call it and share out the posts.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -178,7 +179,7 @@ def calibrate_to_partition_shares(
     strong, _, weak = shares
     total = 1 + strong - weak
     # Ranks from the best score down, so that the best m posts of a side are those with a rank below m.
-    ranks = [np.argsort(np.argsort(-scores, kind="stable")) for scores in (factual_scores, emotional_scores)]
+    ranks = [_ranks(scores) for scores in (factual_scores, emotional_scores)]
     steps = np.arange(total / 2, max(total - 1, 0) - 1e-9, -0.0025)
     found = [((ranks[0] < a * len(ranks[0])) & (ranks[1] < (total - a) * len(ranks[1]))).mean() for a in steps]
     factual = float(steps[int(np.argmin(np.abs(np.array(found) - strong)))])
@@ -186,6 +187,12 @@ def calibrate_to_partition_shares(
         calibrate_threshold(factual_scores, factual),
         calibrate_threshold(emotional_scores, min(total - factual, 1.0)),
     )
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    ranks = np.empty(len(scores), np.int32 if len(scores) < 2**31 else np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores), dtype=ranks.dtype)
+    return ranks
 
 
 def partition_shares(dataset: datasets.Dataset) -> dict[str, float]:

@@ -25,6 +25,9 @@ from pacl import PACLModel, PACLProcessor
 
 from .arguments import BUILT_IN, RecipeError, Settings
 from .cluster import cluster_dataset
+from .collator import training_transform
+from .columns import column_to_numpy
+from .evaluators import Judge
 from .features import TowerEncoders
 from .judges import make_judges
 from .partition import (
@@ -36,6 +39,7 @@ from .partition import (
     partition_table,
 )
 from .posts import PostFormat, read_posts
+from .prepare import prepare_pictures
 from .rejections import Rejections
 from .report import draw_report, summarise
 from .synthetic import make_corpus
@@ -105,10 +109,14 @@ def run(settings: Settings, measure: Measure) -> dict[str, Any]:
             _claim_folder(job)
     job.report |= {"name": settings.name, "asked": settings.asked, "environment": _environment(), "seconds": {}}
 
-    # The first process works, the others then find the same results in the cache.
-    with arguments.main_process_first(local=False, desc="stages 1 and 2"):
+    # What is downloaded, generated or checked here, the other processes then find in the cache.
+    with arguments.main_process_first(local=False, desc="models and posts"):
         model, processor = _load_model(settings)
-        _stages_one_and_two(job, model, processor)
+        with _timed(job, "posts"):
+            job.dataset = _read(job)
+        with _timed(job, "partition"):
+            factual, emotional, job.reference_names = make_judges(settings.judges, arguments.seed)
+    _stages_one_and_two(job, factual, emotional, TowerEncoders.from_model(model, processor))
     _stage_three(job, model, processor)
     with _timed(job, "measure"):
         job.report |= measure(job)
@@ -132,13 +140,9 @@ def _load_model(settings: Settings) -> tuple[PACLModel, PACLProcessor]:
     return model, PACLProcessor.from_vision_text_pretrained(chosen.vision_tower, chosen.text_tower)
 
 
-def _stages_one_and_two(job: Run, model: PACLModel, processor: PACLProcessor) -> None:
+def _stages_one_and_two(job: Run, factual: Judge, emotional: Judge, towers: TowerEncoders) -> None:
     settings, chosen = job.settings, job.settings.partition
-    towers = TowerEncoders.from_model(model, processor)
-    with _timed(job, "posts"):
-        job.dataset = _read(job)
     with _timed(job, "partition"):
-        factual, emotional, job.reference_names = make_judges(settings.judges, settings.training.seed)
         rule: dict[str, Any] = {
             "threshold": _one_or_two("threshold", chosen.threshold),
             "matched_shares": _matched_shares(chosen.matched_shares),
@@ -160,7 +164,7 @@ def _stages_one_and_two(job: Run, model: PACLModel, processor: PACLProcessor) ->
         clusters = _one_or_two("clusters", chosen.clusters)
         job.dataset = cluster_dataset(job.dataset, towers, clusters=clusters, seed=settings.training.seed)
         job.report["clusters"] = {
-            name: np.bincount(np.asarray(job.dataset[name])).tolist()
+            name: np.bincount(column_to_numpy(job.dataset, name)).tolist()
             for name in ("factual_cluster", "emotional_cluster")
         }
     if settings.training.process_index == 0:
@@ -210,7 +214,8 @@ def _describe_partition(job: Run, thresholds: dict[str, float]) -> dict[str, Any
 
 def _stage_three(job: Run, model: PACLModel, processor: PACLProcessor) -> None:
     arguments = job.settings.training
-    trainer = PACLTrainer(model, arguments, train_dataset=job.dataset, processing_class=processor)
+    dataset = _prepared(job, processor) if job.settings.posts.prepare else job.dataset
+    trainer = PACLTrainer(model, arguments, train_dataset=dataset, processing_class=processor)
     with _timed(job, "train"):
         folder = job.folder / "checkpoints"
         checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
@@ -224,13 +229,26 @@ def _stage_three(job: Run, model: PACLModel, processor: PACLProcessor) -> None:
         "parameters": sum(p.numel() for p in model.vision_model.parameters()),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # whole on the first process, also where it is sharded
     if trainer.is_world_process_zero():
         # The backbone leaves as it came: same class, same configuration, its own image processor.
-        model.vision_model.save_pretrained(job.backbone)
+        tower = "vision_model."
+        backbone = {name.removeprefix(tower): value for name, value in weights.items() if name.startswith(tower)}
+        model.vision_model.save_pretrained(job.backbone, state_dict=backbone)
         processor.image_processor.save_pretrained(job.backbone)
-        model.save_pretrained(job.dual_encoder)
+        model.save_pretrained(job.dual_encoder, state_dict=weights)
         processor.save_pretrained(job.dual_encoder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _prepared(job: Run, processor: PACLProcessor) -> datasets.Dataset:
+    """The posts with pictures of the training size; what the run leaves has the posts' own."""
+    chosen = job.settings.training
+    transform = training_transform(
+        processor.image_processor, chosen.augmentation, chosen.image_size, chosen.crop_scale
+    )
+    with _timed(job, "prepare"):
+        return prepare_pictures(job.dataset, transform)
 
 
 def _claim_folder(job: Run) -> None:
@@ -274,7 +292,8 @@ def _write_report(job: Run) -> None:
 def _timed(job: Run, stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    job.report["seconds"][stage] = round(time.perf_counter() - start, 1)
+    seconds = job.report["seconds"]
+    seconds[stage] = round(seconds.get(stage, 0) + time.perf_counter() - start, 1)
 
 
 def _environment() -> dict[str, Any]:
