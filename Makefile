@@ -1,6 +1,7 @@
 # Every habit of the project. `make train` and `make test` set up their own virtual environment on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
+SHELL := /bin/bash
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -26,8 +27,9 @@ quality: $(READY)  ## lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure speed, both sides of every ratio in one run; takes minutes
-	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+bench: $(READY)  ## measure speed and memory, both sides of every ratio in one run; takes most of an hour
+	@set -o pipefail; for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done \
+		| awk '!seen[$$0]++ { print; fflush() }'  # one table: its head comes once
 
 towers: $(READY)  ## rebuild the tiny models that ship with the package
 	$(BIN)/python -m pacl.training.synthetic_models

@@ -22,11 +22,19 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEP_TARGET = 1.03 if DEVICE == "cuda" else 1.05
 
 
-def make_model(name: str) -> PACLModel:
+def make_model(name: str, text_layers: int = 1) -> PACLModel:
     """The tower with random weights, beside a text tower of SKEP's width that does not run."""
-    text = RobertaConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=16, intermediate_size=64)
+    text = text_tower_config(text_layers)
     torch.manual_seed(0)
     return PACLModel(PACLConfig(vision_config=TOWERS[name].to_dict(), text_config=text.to_dict())).train().to(DEVICE)
+
+
+def text_tower_config(layers: int) -> RobertaConfig:
+    """RoBERTa-large's, with so many of its 24 layers."""
+    return RobertaConfig(
+        vocab_size=50_265, hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=16, intermediate_size=4096,
+        max_position_embeddings=514,
+    )  # fmt: skip
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -75,11 +83,7 @@ def bare_step(model: PACLModel, batch: dict[str, Tensor]) -> Callable[[], None]:
 
 def released_step(model: PACLModel, batch: dict[str, Tensor]) -> Callable[[], None]:
     """The released method, after its description: nothing is cached, each partition goes its own way."""
-    config = RobertaConfig(
-        vocab_size=50_265, hidden_size=WIDTH, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-        max_position_embeddings=514,
-    )  # fmt: skip
-    text_tower = RobertaModel(config, add_pooling_layer=False).eval().to(DEVICE)
+    text_tower = RobertaModel(text_tower_config(24), add_pooling_layer=False).eval().to(DEVICE)
 
     def partition_loss(partition: int) -> Tensor:
         rows = (batch["partition"] == partition).nonzero().flatten()

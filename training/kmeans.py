@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import torch
 from datasets.utils import tqdm
-from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances_argmin
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def kmeans_labels(
             f"{clusters} clusters of {min(len(features), rows_in_memory):,} {name} are too many; lower `clusters`"
         )
     fits = len(features) <= rows_in_memory
-    sample = features[:].astype(np.float32) if fits else _sample(features, rows_in_memory, seed)
+    sample = _single(features[:]).clone().numpy() if fits else _sample(features, rows_in_memory, seed)
     # Stopping at a tolerance would make a rounding error in the centres decide how many rounds there are.
     kmeans = KMeans(clusters, n_init=4, tol=0, random_state=seed, copy_x=False).fit(sample)
     if (distinct := len(np.unique(kmeans.labels_))) < clusters:
@@ -93,34 +92,38 @@ def _sample(features: Features, number: int, seed: int) -> np.ndarray:
     sample = np.empty((number, features[:1].shape[1]), np.float32)
     for start, block in _blocks(features):
         first, last = np.searchsorted(rows, (start, start + len(block)))
-        sample[first:last] = block[rows[first:last] - start]
+        sample[first:last] = _single(block[rows[first:last] - start])
     return sample
 
 
 def _lloyd(features: Features, centres: np.ndarray, max_passes: int, name: str) -> np.ndarray:
     """Assign every row to its nearest centre and move the centres to the means, until no row changes its cluster."""
-    labels = np.full(len(features), -1, np.int32)
+    labels, centroids = np.full(len(features), -1, np.int32), torch.from_numpy(centres).double()
     with tqdm(desc=f"k-means of {len(labels):,} {name}", unit=" passes") as bar:
         for _ in range(max_passes):
-            changed, sums, counts = 0, np.zeros(centres.shape), np.zeros(len(centres))
+            changed, sums, counts = 0, torch.zeros_like(centroids), torch.zeros(len(centroids), dtype=torch.long)
             for start, block in _blocks(features):
-                rows, old = block.astype(np.float32), labels[start : start + len(block)]
-                new = pairwise_distances_argmin(rows, centres)
-                changed += int((new != old).sum())
-                old[:] = new
-                # Each cluster's members as a row of ones, so that all sums are one product, in float64.
-                members = csr_matrix((np.ones(len(new)), (new, np.arange(len(new)))), (len(centres), len(new)))
-                sums += members @ rows
-                counts += np.bincount(new, minlength=len(centres))
+                rows, old = _single(block).double(), labels[start : start + len(block)]
+                # Squared distances, less what is the same for all centres, halved; in float64, where nothing cancels.
+                nearest = (centroids.square().sum(1) / 2 - rows @ centroids.t()).argmin(1)
+                changed += int((nearest.numpy() != old).sum())
+                old[:] = nearest
+                sums.index_add_(0, nearest, rows)
+                counts += nearest.bincount(minlength=len(centroids))
             bar.update()
             bar.set_postfix(changed=f"{changed:,}")
             if not changed:
                 return labels
             # A cluster that has lost all its rows stays where it is.
-            means = sums / np.maximum(counts, 1)[:, None]
-            centres = np.where(counts[:, None] > 0, means, centres).astype(np.float32)
+            means = sums / counts.clamp(min=1)[:, None]
+            centroids = torch.where(counts[:, None] > 0, means, centroids)
     logger.warning("k-means of %s: %s rows still changed their cluster in pass %s", name, f"{changed:,}", max_passes)
     return labels
+
+
+def _single(block: np.ndarray) -> torch.Tensor:
+    """A block in float32. NumPy converts half precision number by number, which took most of a pass."""
+    return torch.from_numpy(block if block.flags.writeable else block.copy()).float()
 
 
 def _blocks(features: Features) -> Iterator[tuple[int, np.ndarray]]:
