@@ -17,7 +17,7 @@ from transformers import ResNetConfig
 from pacl import PACLConfig, PACLModel
 from pacl.training import pacl_loss
 
-BATCH, CHUNK, SIDE, REPEATS = 2048, 64, 64, 3
+BATCH, CHUNK, SIDE, REPEATS = 2048, 64, 64, 2
 
 
 def make_step(batch: int, chunk: int | None):
@@ -38,7 +38,7 @@ def make_step(batch: int, chunk: int | None):
 
 
 def peak(batch: int, chunk: int) -> int:
-    """Peak bytes of two steps in a fresh process."""
+    """Peak bytes of a step in a fresh process."""
     command = [sys.executable, __file__, str(batch), str(chunk)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -49,7 +49,6 @@ def main() -> None:
         batch, chunk = map(int, sys.argv[1:])
         step = make_step(batch, chunk or None)
         step()
-        step()
         print(peak_bytes())
         return
     what = f"{BATCH:,} pairs in chunks of {CHUNK}"
@@ -59,7 +58,7 @@ def main() -> None:
     row(f"peak memory, {what}, pictures and texts themselves left out", f"a batch of {CHUNK}", small, at_most=1.1)
     large = [peak(BATCH, CHUNK) / peak(BATCH, 0) for _ in range(REPEATS)]
     row(f"peak memory, {what}", "the whole batch", large, at_most=1)
-    times = ratios(make_step(BATCH, CHUNK), make_step(BATCH, None), REPEATS)
+    times = ratios(make_step(BATCH, CHUNK), make_step(BATCH, None), REPEATS, warmup=0)
     row(f"step, {what}", "the whole batch", times, at_most=1.4)
 
 

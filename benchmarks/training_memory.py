@@ -27,7 +27,9 @@ def peak_bytes() -> int:
 def train(side: str, name: str) -> None:
     """Trains some steps and prints the peak."""
     if side == "bare":
-        bare_loop(make_model(name, text_layers=1))
+        model = make_model(name, text_layers=1)
+        model.text_model = torch.nn.Module()  # the vision tower alone
+        bare_loop(model)
     else:
         with tempfile.TemporaryDirectory() as folder:
             make_trainer(make_model(name, text_layers=24), folder, Clock()).train()

@@ -26,7 +26,8 @@ def make_model(name: str, text_layers: int = 1) -> PACLModel:
     """The tower with random weights, beside a text tower of SKEP's width that does not run."""
     text = text_tower_config(text_layers)
     torch.manual_seed(0)
-    return PACLModel(PACLConfig(vision_config=TOWERS[name].to_dict(), text_config=text.to_dict())).train().to(DEVICE)
+    model = PACLModel(PACLConfig(vision_config=TOWERS[name].to_dict(), text_config=text.to_dict()))
+    return model.train().to(DEVICE, memory_format=torch.channels_last)  # as `PACLTrainer` lays it out
 
 
 def text_tower_config(layers: int) -> RobertaConfig:
@@ -48,16 +49,19 @@ def make_batch() -> dict[str, Tensor]:
         "factual": torch.randint(2, (BATCH,), generator=generator),
         "emotional": torch.randint(2, (BATCH,), generator=generator),
     }
+    batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
     return {key: value.to(DEVICE) for key, value in batch.items()}
 
 
 def stepper(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """One whole step: forward, backward, optimiser."""
+    """One whole step: forward (on a GPU in bf16), backward, optimiser."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            value = loss()
+        value.backward()
         optimizer.step()
         if DEVICE == "cuda":
             torch.cuda.synchronize()

@@ -11,16 +11,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
+@torch.compiler.disable(recursive=False)  # it cannot trace what keeps the statistics; it may what is encoded
 def encode_in_chunks(
     module: nn.Module, encode: Callable[..., torch.Tensor], chunk_size: int | None, **inputs: torch.Tensor | None
 ) -> torch.Tensor:
     """
-    `encode(**inputs)`, chunk after chunk; the backward pass computes each chunk a second time.
+    `encode(**inputs)`, chunk after chunk where there are several; the backward pass then computes each a second time.
 
     What is kept between the two passes are inputs and outputs, and no activation (Gao et al. 2021, *Scaling Deep
-    Contrastive Learning Batch Size under Memory Limited Setup*). The gradient is that of the whole batch: random
-    numbers are drawn the same way twice. Only batch normalisation sees what it always sees, the statistics of the rows
-    that go through together; its running statistics are updated once.
+    Contrastive Learning Batch Size under Memory Limited Setup*). The gradient is that of the whole batch, but for what
+    depends on the rows that go through together: batch normalisation, whose running statistics are updated once, and
+    the order in which dropout draws its random numbers, the same ones in both passes.
 
     Args:
         module (`nn.Module`): What `encode` runs.
@@ -35,10 +36,10 @@ def encode_in_chunks(
         `ValueError`: the chunk size is below 1.
     """
     given = {name: values for name, values in inputs.items() if values is not None}
-    if chunk_size is None:
-        return encode(**given)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if chunk_size is None or all(len(values) <= chunk_size for values in given.values()):
+        return encode(**given)
     split = {name: values.split(chunk_size) for name, values in given.items()}
     # Reentrant checkpoints would want an input that needs a gradient; and two gradients in one step confuse DDP.
     run = partial(

@@ -118,6 +118,24 @@ def test_a_chunk_of_nothing_is_refused(model):
         model(pixel_values=torch.zeros(2, 3, 8, 8), text_features=torch.zeros(2, 24), chunk_size=0)
 
 
+def test_nothing_runs_twice_where_one_chunk_holds_all():
+    calls = []
+    encode_in_chunks(
+        nn.Identity(), lambda x: calls.append(len(x)) or x.sum(1), 4, x=torch.ones(4, 2, requires_grad=True)
+    )
+    assert calls == [4]
+
+
+def test_chunks_are_no_obstacle_to_the_compiler(model):
+    model = model.double().train()
+    batch, labels = random_batch(8, model.config.vision_config.image_size, torch.Generator().manual_seed(0))
+    whole = gradients(model, batch, labels, None)
+    compiled = gradients(torch.compile(model, backend="aot_eager"), batch, labels, 3)
+    torch.testing.assert_close(compiled[0], whole[0])
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(compiled[1][f"_orig_mod.{name}"], gradient)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_trainer_caches_gradients(model, processor, tmp_path, accumulation):
     found = {}

@@ -81,6 +81,27 @@ def test_the_tower_is_back_when_training_fails(model, processor, pairs, tmp_path
     assert model.text_model is tower
 
 
+def test_whoever_saves_meanwhile_saves_the_whole_model(model, processor, pairs, tmp_path):
+    class Saves(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            model.save_pretrained(tmp_path / "saved")
+
+    trainer_for(model, processor, tmp_path, pairs, [Saves()], max_steps=1).train()
+    saved = PACLModel.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(saved.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert "save_pretrained" not in vars(model)
+
+
+def test_who_runs_a_parked_tower_is_told_what_to_do(model, processor, pairs, tmp_path):
+    class EmbedsTexts(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            model.get_text_features(torch.tensor([[0, 5, 2]]))
+
+    with pytest.raises(RuntimeError, match="park_text_tower=False"):
+        trainer_for(model, processor, tmp_path, pairs, [EmbedsTexts()]).train()
+    trainer_for(model, processor, tmp_path, pairs, [EmbedsTexts()], max_steps=1, park_text_tower=False).train()
+
+
 def test_parked_weights_are_those_of_a_file_without_a_name(model, tmp_path):
     ids = torch.tensor([[0, 5, 2]])
     before = model.encode_text(ids)

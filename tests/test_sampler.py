@@ -116,6 +116,21 @@ def test_no_pair_for_phase_one_is_an_error_that_tells_what_to_do():
         make((0, 10, 10, 10))
 
 
+def test_fewer_pairs_than_processes_are_refused():
+    with pytest.raises(ValueError, match="phase one has 3 pairs for 4 processes"):
+        make((3, 40, 40, 40), num_processes=4)
+
+
+def test_batches_taken_together_hold_no_pair_twice():
+    """Also where a partition is used up in the midst of them and begins anew."""
+    sampler = make((40, 60, 25, 30), num_processes=4)
+    sampler.set_epoch(2)
+    batches = list(sampler)
+    for start in range(0, len(batches), 4):
+        together = sum(batches[start : start + 4], [])
+        assert len(set(together)) == len(together)
+
+
 def test_a_batch_too_small_for_all_partitions_is_refused():
     with pytest.raises(ValueError, match="a batch of 6 is too small for 4 partitions"):
         share_out(6, dict.fromkeys(Partition, 10), dict.fromkeys(Partition, 1))

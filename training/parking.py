@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from pacl import PACLModel
 
@@ -34,15 +36,22 @@ class ParkedTextTower:
     def park(self) -> None:
         """Take the tower away."""
         self.tower = self.model.text_model
-        self.device = self.tower.device
         parameters = dict(self.tower.named_parameters())
         for parameter, mapped in zip(parameters.values(), _mapped(parameters, self.folder), strict=True):
             parameter.data = mapped
-        self.model.text_model = nn.Module()  # type: ignore[assignment]
+        self.tower.to("cpu")  # its buffers; the weights are there
+        self.model.text_model = _Resting(self.tower.config)  # type: ignore[assignment]
+        self.model.save_pretrained = self._save_whole  # type: ignore[method-assign]
 
     def restore(self) -> None:
-        """Put the tower back where it was, on the device where it was."""
-        self.model.text_model = self.tower.to(self.device)  # type: ignore[arg-type]
+        """Put the tower back where it was, on the device of the others."""
+        del self.model.save_pretrained
+        self.model.text_model = self.tower.to(self.model.visual_projection.weight.device)  # type: ignore[arg-type]
+
+    def _save_whole(self, *args: Any, **kwargs: Any) -> None:
+        # Whoever saves, Trainer or a callback, gets the whole model.
+        with self.in_place():
+            type(self.model).save_pretrained(self.model, *args, **kwargs)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -52,6 +61,20 @@ class ParkedTextTower:
             yield
         finally:
             self.model.text_model = parked
+
+
+class _Resting(nn.Module):
+    """Stands where the tower was, and says so to those who would run it."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "the text tower is out of memory during training, since the text features are ready; a callback that runs "
+            "it needs PACLTrainingArguments(park_text_tower=False)"
+        )
 
 
 def _mapped(parameters: dict[str, nn.Parameter], folder: Path) -> list[Tensor]:

@@ -117,6 +117,7 @@ def run(settings: Settings, measure: Measure) -> dict[str, Any]:
         with _timed(job, "partition"):
             factual, emotional, job.reference_names = make_judges(settings.judges, arguments.seed)
     _stages_one_and_two(job, factual, emotional, TowerEncoders.from_model(model, processor))
+    del factual, emotional  # and the memory they take
     _stage_three(job, model, processor)
     with _timed(job, "measure"):
         job.report |= measure(job)

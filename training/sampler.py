@@ -152,6 +152,11 @@ class PartitionBatchSampler(EpochPlan, Sampler[list[int]]):
         self.drop_last = False
         sizes = {p: len(self.members[p]) for p in Partition}
         super().__init__(sizes, batch_size, schedule, shares, num_processes, together=num_processes)
+        if (first := sum(self.batch_shares(0).values())) < num_processes:  # later phases have more
+            raise ValueError(
+                f"phase one has {first} pairs for {num_processes} processes, of which each needs one: give more pairs "
+                "or start fewer processes"
+            )
 
     def __len__(self) -> int:
         return self.num_batches(self.epoch)

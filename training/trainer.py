@@ -166,7 +166,13 @@ class PACLTrainer(Trainer):
         if isinstance(pairs, StreamedBatches):
             # Each process reads a part of its own: accelerate brings it to the device and shares out nothing.
             return prepare_data_loader(
-                loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+                loader,
+                self.args.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+                dispatch_batches=False,
+                non_blocking=self.accelerator.non_blocking,
             )
         loader = self.accelerator.prepare(loader)
         if self.args.world_size > 1:
@@ -286,7 +292,7 @@ class PACLTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer`'s; a text tower that is frozen and whose features are ready is out of memory meanwhile."""
-        if self.model_init is not None or not self._text_tower_can_rest():
+        if self.model_init is not None or not self.args.park_text_tower or not self._text_tower_can_rest():
             return super().train(*args, **kwargs)
         self._parked = ParkedTextTower(cast(PACLModel, self.model), str(self.args.output_dir))
         try:
@@ -297,19 +303,14 @@ class PACLTrainer(Trainer):
 
     def _text_tower_can_rest(self) -> bool:
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        datasets: list[Any] = [dataset for dataset in (self.train_dataset, *evaluated) if dataset is not None]
+        given: list[Any] = [dataset for dataset in (self.train_dataset, *evaluated) if dataset is not None]
         model: Any = self.model
-        return model.config.freeze_text and all(dataset.has_text_features for dataset in datasets)
+        return model.config.freeze_text and all(dataset.has_text_features for dataset in given)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self._parked is None:
-            super()._save(output_dir, state_dict)
-            return
-        with self._parked.in_place():
-            if state_dict is not None:  # gathered from several processes, without the tower
-                weights = self._parked.tower.state_dict()
-                state_dict |= {f"text_model.{name}": tensor for name, tensor in weights.items()}
-            super()._save(output_dir, state_dict)
+        if self._parked is not None and state_dict is not None:  # gathered from several processes, without the tower
+            state_dict |= {f"text_model.{name}": tensor for name, tensor in self._parked.tower.state_dict().items()}
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """

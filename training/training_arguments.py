@@ -49,6 +49,13 @@ class PACLTrainingArguments(TrainingArguments):
             "help": "Gradient caching: pictures that go through the vision tower together, fewer than a batch holds."
         },
     )
+    park_text_tower: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a frozen text tower whose features are ready is out of memory during training. Callbacks "
+            "that embed texts need it."
+        },
+    )
 
     num_train_epochs: float = field(default=30, metadata={"help": "Epochs; each third of them is one phase."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs in a batch, per device."})
@@ -76,6 +83,9 @@ class PACLTrainingArguments(TrainingArguments):
             raise ValueError(f"crop_scale must be greater than 0 and at most 1, got {self.crop_scale}")
         if self.gradient_cache_chunk_size is not None and self.gradient_cache_chunk_size < 1:
             raise ValueError(f"gradient_cache_chunk_size must be at least 1, got {self.gradient_cache_chunk_size}")
+        checkpointing: Any = self.gradient_checkpointing_kwargs or {}
+        if self.gradient_cache_chunk_size and checkpointing.get("use_reentrant"):
+            raise ValueError("gradient_cache_chunk_size needs use_reentrant=False in gradient_checkpointing_kwargs")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the loss reads columns that the model does not")
         accelerator_config: Any = self.accelerator_config
