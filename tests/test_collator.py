@@ -69,9 +69,9 @@ def test_channels_are_normalised_each_its_own_way(processor):
     assert torch.equal(transform.normalize([image, image])[1], expected)
 
 
-@pytest.mark.parametrize(
-    ("orientation", "size"), [(1, (333, 501)), *((turned, (640, 480)) for turned in (1, 3, 6, 8))]
-)
+# A size that the decoder can divide, and two that it pads.
+@pytest.mark.parametrize("size", [(640, 480), (1001, 801), (521, 519)])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_large_jpeg_is_decoded_smaller_and_the_crop_stays(collate, monkeypatch, orientation, size):
     decoded = []
     decode = StoredImage.decode
@@ -80,9 +80,9 @@ def test_a_large_jpeg_is_decoded_smaller_and_the_crop_stays(collate, monkeypatch
     exif[0x0112] = orientation
     values = [encoded(photo(*size), quality=95, exif=exif)] * 8
     pixels = collate(rows_of(*values))["pixel_values"]
-    assert all(image.width <= max(size) // 4 for image in decoded)
+    assert all(4 * min(image.size) < min(size) + 4 for image in decoded)
     expected = torch.stack([torchvisions(value, row=i) for i, value in enumerate(values)])
-    assert (pixels - expected).abs().mean() * 127.5 < 1.5
+    assert (pixels - expected).abs().mean() * 127.5 < 0.8
 
 
 @pytest.mark.parametrize("size", [(95, 70), (130, 130), (300, 280), (1000, 300)])

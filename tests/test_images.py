@@ -201,6 +201,23 @@ def test_the_size_is_known_before_a_pixel_is_decoded_and_is_upright(orientation)
     assert np.abs(reduced - np.asarray(stored)).mean() < 5
 
 
+@pytest.mark.parametrize(
+    ("orientation", "left", "top"),
+    [(1, 0, 0), (2, 3, 0), (3, 3, 7), (4, 0, 7), (5, 0, 0), (6, 7, 0), (7, 7, 3), (8, 0, 3)],
+)
+def test_the_box_leaves_out_the_padding_of_a_reduced_jpeg(orientation, left, top):
+    picture = stored_jpeg(101, 65, orientation)  # 3 columns short of 104, 7 rows short of 72
+    width, height = picture.size
+    assert picture.decode(8).size == (-(-width // 8), -(-height // 8))
+    assert picture.box == (left / 8, top / 8, (left + width) / 8, (top + height) / 8)
+
+
+def test_a_whole_picture_has_no_box():
+    picture = stored_jpeg(orientation=6)
+    picture.decode()
+    assert picture.box is None
+
+
 def test_a_reduced_cmyk_or_grey_jpeg_keeps_its_colours():
     for mode in ("CMYK", "L"):
         data = encode(Image.fromarray(HALVES).resize((96, 64)).convert(mode), "JPEG", quality=95)

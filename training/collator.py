@@ -179,12 +179,13 @@ class PictureTransform:
         width, height = picture.size
         crop = self.crop.make_params([torch.empty(1, height, width, device="meta")])
         image = picture.decode(reduce_by=min(crop["width"] / self.size[1], crop["height"] / self.size[0]))
-        if image.size == (width, height):
+        if picture.box is None:
             return self.flip(self.crop.transform(image, crop))
-        reduced = 2 ** math.ceil(math.log2(width / image.width))  # sides were rounded up
-        left, top = crop["left"] / reduced, crop["top"] / reduced
+        left, top, right, _ = picture.box
+        scale = (right - left) / width
         # A box of fractions: rounded to whole pixels of the smaller picture, the crop would be another one.
-        box = (left, top, left + crop["width"] / reduced, top + crop["height"] / reduced)
+        left, top = left + crop["left"] * scale, top + crop["top"] * scale
+        box = (left, top, left + crop["width"] * scale, top + crop["height"] * scale)
         return self.flip(image.resize(self.size[::-1], _PIL_RESAMPLING[self.geometry.interpolation], box))
 
     def spare(self, width: int, height: int) -> float:

@@ -25,6 +25,11 @@ _FORMATS = tuple(
     if name in Image.OPEN
 )
 
+# EXIF orientations that make columns of rows, and those that bring to the left or top what is stored at the end.
+_SIDEWAYS = (5, 6, 7, 8)
+_END_AT_LEFT = (2, 3, 6, 7)
+_END_AT_TOP = (3, 4, 7, 8)
+
 ImageValue: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Image.Image"
 
 
@@ -67,6 +72,10 @@ class StoredImage:
 
     Attributes:
         is_jpeg (`bool`): Whether it is a JPEG that can be decoded smaller.
+        box (`tuple` of 4 `float`, *optional*):
+            Where the picture lies in what [`~StoredImage.decode`] has made smaller, as left, top, right and bottom in
+            pixels of that; PIL's `resize` takes it. The rest, less than a pixel each way, is padding. `None` where
+            the picture is whole.
 
     Raises:
         [`ImageError`]: If there is no such file, or it is no image.
@@ -76,6 +85,7 @@ class StoredImage:
         self._given = isinstance(value, Image.Image)
         self._image = value if isinstance(value, Image.Image) else _open(value)
         self.is_jpeg = not self._given and isinstance(self._image, JpegImageFile)
+        self.box: tuple[float, float, float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,8 +94,11 @@ class StoredImage:
             if not self.is_jpeg:
                 self._image.load()
             width, height = self._image.size
-            sideways = self._image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (height, width) if sideways else (width, height)
+            return (height, width) if self._orientation in _SIDEWAYS else (width, height)
+
+    @property
+    def _orientation(self) -> int:
+        return self._image.getexif().get(ExifTags.Base.Orientation, 1)
 
     def read_bytes(self) -> bytes:
         """A JPEG's file as it is, instead of its pixels."""
@@ -101,7 +114,7 @@ class StoredImage:
         Args:
             reduce_by (`float`, *optional*, defaults to 1):
                 How many times smaller a JPEG's sides may become. The decoder knows 2, 4 and 8, takes the greatest of
-                them that is allowed, rounds sides up, and saves most of the time.
+                them that is allowed, rounds sides up (see `box`), and saves most of the time.
         """
         with _decoding_errors(), ExitStack() as stack:
             if not self._given:
@@ -109,11 +122,21 @@ class StoredImage:
             if reduce_by >= 2 and self.is_jpeg:
                 scale = 2 ** int(math.log2(min(reduce_by, 8)))
                 width, height = self._image.size
-                self._image.draft(None, (width // scale, height // scale))
+                if drafted := self._image.draft(None, (width // scale, height // scale)):
+                    self.box = self._upright_box(*drafted[1][2:])
             if self._given:
                 return _to_rgb(ImageOps.exif_transpose(self._image))
             ImageOps.exif_transpose(self._image, in_place=True)
             return _to_rgb(self._image)
+
+    def _upright_box(self, width: float, height: float) -> tuple[float, float, float, float]:
+        """From the size of a picture as it is stored, with the padding right and below, to its box once upright."""
+        if self._orientation in _SIDEWAYS:
+            width, height = height, width
+        padded_width, padded_height = self.size
+        left = padded_width - width if self._orientation in _END_AT_LEFT else 0.0
+        top = padded_height - height if self._orientation in _END_AT_TOP else 0.0
+        return left, top, left + width, top + height
 
 
 @contextmanager
