@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from conftest import make_tokenizer
 from pacl.training import cluster, kmeans
 from pacl.training.cluster import cluster_dataset
-from pacl.training.columns import column_to_numpy
+from pacl.training.columns import NumberColumn, column_to_numpy
 from pacl.training.features import ImageEncoder, TextEncoder, TowerEncoders
 from pacl.training.kmeans import kmeans_labels
 from pacl.training.rejections import Rejections
@@ -86,6 +86,21 @@ def uneven(number=6000, dim=8, seed=0):
     return (rows * [3, *[1] * (dim - 1)]).astype(np.float16)
 
 
+class WatchedRows:
+    """Features that write down which rows are read."""
+
+    def __init__(self, values):
+        self.values = values
+        self.read = []
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, rows):
+        self.read.append(np.arange(len(self))[rows].tolist())
+        return self.values[rows]
+
+
 def within_clusters(rows, labels):
     """Sum of squared distances from the clusters' means: what k-means makes small."""
     rows = rows.astype(np.float64)
@@ -123,19 +138,24 @@ def test_every_row_of_streamed_clusters_is_nearest_to_the_mean_of_its_own():
     assert (distances[np.arange(len(rows)), labels] - distances.min(axis=1)).max() < 1e-3
 
 
-def test_rows_are_read_block_by_block_and_only_so_many_are_held():
-    class Watched:
-        longest = 0
+def test_rows_are_read_block_by_block_and_of_the_sample_only_its_own():
+    features = WatchedRows(uneven(9000))
+    kmeans_labels(features, 2, rows_in_memory=200, max_passes=2)
+    sample, *passes = [rows for rows in features.read if len(rows) > 1]  # a single row tells the width
+    assert len(set(sample)) == 200
+    assert sample == sorted(sample)
+    assert [len(rows) for rows in passes] == 2 * [4096, 4096, 808]
 
-        def __len__(self):
-            return 9000
 
-        def __getitem__(self, rows):
-            Watched.longest = max(Watched.longest, len(range(9000)[rows]))
-            return uneven(9000)[rows]
-
-    kmeans_labels(Watched(), 2, rows_in_memory=200)
-    assert Watched.longest <= 4096
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_columns_of_many_pieces_are_streamed_as_arrays_are(shuffled):
+    rows = uneven(900)
+    dataset = datasets.concatenate_datasets([with_features(part, part) for part in np.array_split(rows, 7)])
+    if shuffled:
+        order = np.random.default_rng(0).permutation(len(rows))
+        dataset, rows = dataset.select(order), rows[order]
+    labels = kmeans_labels(NumberColumn(dataset, "vision_features"), 3, rows_in_memory=100)
+    np.testing.assert_array_equal(labels, kmeans_labels(rows, 3, rows_in_memory=100))
 
 
 def test_streamed_clusters_do_not_depend_on_the_block(monkeypatch):
@@ -220,9 +240,14 @@ def test_more_clusters_than_distinct_rows_are_refused():
     rows = np.repeat(groups(3)[0], 4, axis=0)
     with pytest.raises(ValueError, match="13 clusters of 12 vision_features are too many"):
         cluster_dataset(with_features(rows, rows), clusters=13)
-    with pytest.raises(ValueError, match="vision_features have only 3 distinct rows, too few for 4 clusters"):
+    with pytest.raises(
+        ValueError, match="vision_features have only 3 distinct rows, too few for 4 clusters; lower `clusters`$"
+    ):
         cluster_dataset(with_features(rows, rows), clusters=4)
-    with pytest.raises(ValueError, match="only 3 distinct rows in a sample of 10, too few for 4 clusters"):
+    refused = (
+        "only 3 distinct rows in a sample of 10, too few for 4 clusters; lower `clusters` or raise `rows_in_memory`"
+    )
+    with pytest.raises(ValueError, match=refused):
         cluster_dataset(with_features(rows, rows), clusters=4, rows_in_memory=10)
 
 

@@ -168,7 +168,7 @@ def test_judge_that_gives_nan_is_refused_with_the_row(tmp_path):
 
 
 def test_row_of_a_bad_score_is_counted_over_shards_where_there_is_no_row_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 4)
+    monkeypatch.setattr(scan, "shard_rows", lambda posts, batch_size: 4)
     judge = BrokenJudge(lambda batch: np.where(np.array(batch.rows) == 9, np.nan, 1))
     posts = make_posts(tmp_path, 10).remove_columns("row")
     with pytest.raises(ValueError, match="for row 9;"):

@@ -34,6 +34,14 @@ def stored(dataset: datasets.Dataset, row: int) -> dict:
     return dataset.cast_column("image", datasets.Image(decode=False))[row]["image"]
 
 
+def test_a_jpeg_whose_sides_the_decoder_rounds_up_is_not_stretched(transform, tmp_path):
+    path = save(photo(1001, 801), tmp_path / "odd.jpg", quality=95)
+    posts = datasets.Dataset.from_dict({"image": [path]}).cast_column("image", datasets.Image())
+    found = prepare_pictures(posts, transform, cache_dir=tmp_path)[0]["image"]
+    whole = Image.open(path).resize(found.size, Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(found, float) - np.asarray(whole, float)).mean() < 2
+
+
 @pytest.fixture
 def transform(processor):
     return training_transform(processor.image_processor)  # 32 pixels
@@ -106,7 +114,7 @@ def training_transform_of_another_size(transform):
 
 
 def test_a_killed_run_keeps_its_finished_shards(posts, transform, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_SHARD_ROWS", 2)
+    monkeypatch.setattr(prepare, "shard_rows", lambda rows, batch_size: 2)
     opened = []
 
     def open_one(value):
@@ -123,34 +131,15 @@ def test_a_killed_run_keeps_its_finished_shards(posts, transform, tmp_path, monk
     assert prepared["text"][:] == list("abcde")
 
 
-def test_each_process_prepares_its_share_of_the_shards(posts, transform, tmp_path, monkeypatch):
-    """The other process has run before; it left shard 1 of three."""
-    monkeypatch.setattr(prepare, "_SHARD_ROWS", 2)
-    made: dict[int, list[str]] = {}
-
-    class State:
-        num_processes = 2
-
-        def __init__(self):
-            self.process_index = list(made)[-1]
-
-        def wait_for_everyone(self):
-            raise InterruptedError  # what is made behind this line is read by all
-
-    def open_one(value):
-        list(made.values())[-1].append(Path(value["path"]).stem)
-        return StoredImage(value)
-
-    monkeypatch.setattr(prepare, "PartialState", State)
-    monkeypatch.setattr(prepare, "StoredImage", open_one)
-    for rank in (1, 0):
-        made[rank] = []
-        with pytest.raises(InterruptedError):
-            prepare_pictures(posts, transform, cache_dir=tmp_path)
-    assert sorted(made[1]) == ["large", "small"]
-    assert sorted(made[0]) == ["large", "small", "turned"]
-    monkeypatch.undo()
+def test_one_bar_is_shown_for_all_shards(posts, transform, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "shard_rows", lambda rows, batch_size: 2)
+    datasets.enable_progress_bars()
+    prepare_pictures(posts, transform, cache_dir=tmp_path)
     assert len(list(tmp_path.glob("prepare-*.arrow"))) == 3
+    shown = capsys.readouterr().err
+    assert "Prepare: 100%" in shown
+    assert "5/5" in shown
+    assert "Map" not in shown
 
 
 def test_a_damaged_picture_is_named(posts, transform, tmp_path):
@@ -163,6 +152,8 @@ def test_a_damaged_picture_is_named(posts, transform, tmp_path):
 
 
 def test_a_dataset_without_pictures_is_refused(posts, transform):
+    with pytest.raises(ValueError, match="no rows, so there are no pictures"):
+        prepare_pictures(posts.select([]), transform)
     with pytest.raises(ValueError, match="no column image; its columns are text, row"):
         prepare_pictures(posts.remove_columns("image"), transform)
 

@@ -118,7 +118,7 @@ def test_other_weights_are_not_served_from_the_cache(tmp_path):
 
 
 def test_killed_scan_goes_on_behind_its_last_finished_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 4)
+    monkeypatch.setattr(scan, "shard_rows", lambda posts, batch_size: 4)
     posts = make_posts(tmp_path, 10)
     with pytest.raises(KeyboardInterrupt):
         partition_dataset(posts, BrightnessJudge(fail_at=9), LengthJudge(), batch_size=2, cache_dir=tmp_path / "c")
@@ -136,7 +136,7 @@ def test_killed_scan_goes_on_behind_its_last_finished_shard(tmp_path, monkeypatc
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 48, 500])
 @pytest.mark.parametrize("posts", [1, 31, 300, 3000, 100_000, 1_000_000, 30_000_000])
 def test_shards_are_whole_batches_and_neither_too_many_nor_too_few(posts, batch_size):
-    rows = scan._shard_rows(posts, batch_size)
+    rows = scan.shard_rows(posts, batch_size)
     assert rows % batch_size == 0
     assert -(-posts // rows) <= 128
     assert rows < 2 * posts / 32 + batch_size, "every one of some processes has work"
@@ -198,7 +198,7 @@ def test_rejections_are_logged_when_nobody_collects_them(tmp_path, caplog):
 
 
 def test_shard_without_one_good_picture_does_no_harm(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 2)
+    monkeypatch.setattr(scan, "shard_rows", lambda posts, batch_size: 2)
     posts = make_posts(tmp_path, 6)
     for position in (2, 3):
         truncate(posts, position)
@@ -227,7 +227,7 @@ def test_pictures_may_be_embedded_and_rows_filtered_and_shuffled(tmp_path):
 
 
 def test_rows_are_counted_where_the_source_has_no_row_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_shard_rows", lambda posts, batch_size: 4)
+    monkeypatch.setattr(scan, "shard_rows", lambda posts, batch_size: 4)
     posts = make_posts(tmp_path, 10).remove_columns("row")
     truncate(posts, 6)
     rejections = Rejections()

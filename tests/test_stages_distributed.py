@@ -1,4 +1,4 @@
-"""Stages 1 and 2 on two and three processes give what one gives; no picture is encoded twice, nothing done again."""
+"""Stages 1 and 2 and `prepare` on several processes give what one gives; nothing is done twice, nothing done again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import torch
 from accelerate import PartialState
 
 from conftest import make_tokenizer
-from pacl.training import cluster
+from pacl.training import kmeans, prepare
 from pacl.training.cluster import cluster_dataset
+from pacl.training.collator import training_transform
 from pacl.training.columns import column_to_numpy
 from pacl.training.features import ImageEncoder, TextEncoder, TowerEncoders
+from pacl.training.images import StoredImage
+from pacl.training.kmeans import kmeans_labels
 from pacl.training.partition import partition_dataset
+from pacl.training.prepare import prepare_pictures
 from pacl.training.rejections import Rejections
 from stage_helpers import (
     BrightnessEncoder,
@@ -28,7 +32,9 @@ from stage_helpers import (
     tiny_roberta,
     truncate,
 )
+from test_cluster import WatchedRows, uneven
 
+DAMAGED = (3, 50)
 COLUMNS = (
     "row",
     "factual_score",
@@ -74,11 +80,32 @@ def both_stages(posts, cache, log, fail_at=None):
     return cluster_dataset(scored, clusters=3, **options), rejections
 
 
+def small_pictures(posts, cache):
+    """The bytes that `prepare` makes of the pictures that are sound."""
+    sound = posts.select([row for row in range(len(posts)) if row not in DAMAGED])
+    small = prepare_pictures(sound, training_transform(small_processor()), cache_dir=cache)
+    return [image["bytes"] for image in small.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def shared_work(posts, cache):
+    """Prepared pictures and streamed clusters, and what this process has opened and read for them."""
+    opened, features = [], WatchedRows(uneven(1000))
+
+    def open_one(value):
+        opened.append(value["path"])
+        return StoredImage(value)
+
+    prepare.StoredImage, prepare.shard_rows = open_one, lambda rows, batch_size: 4
+    kmeans._BLOCK_ROWS = 128
+    labels = kmeans_labels(features, 3, rows_in_memory=100)
+    return small_pictures(posts, cache), opened, labels, features.read
+
+
 def work(rank, folder):
     """What one process does, first as one of three, then as one of two; the test reads what it has saved."""
     torch.set_num_threads(1)
     if rank:
-        cluster.kmeans_labels = None  # the main process clusters for all
+        kmeans.KMeans = None  # the main process fits for all what fits in memory
     posts = datasets.load_from_disk(folder / "posts")
     for processes, caches in ((3, ("fresh", "killed")), (2, ("alone", "other"))):
         if rank >= processes:
@@ -92,6 +119,7 @@ def work(rank, folder):
             result, rejections = both_stages(posts, folder / cache, logs / f"{rank}.log")
             columns = {name: column_to_numpy(result, name) for name in COLUMNS}
             torch.save((result._fingerprint, list(rejections), columns), logs / f"{rank}.pt")
+        torch.save(shared_work(posts, folder / f"prepared_{processes}"), folder / f"shared_{processes}_{rank}.pt")
         PartialState().destroy_process_group()
         PartialState._reset_state()  # other processes would first import the libraries again
 
@@ -101,7 +129,7 @@ def alone(tmp_path_factory):
     """A folder with posts, two of them damaged, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("stages")
     posts = make_posts(folder / "pictures", 90)
-    for position in (3, 50):
+    for position in DAMAGED:
         truncate(posts, position)
     posts.save_to_disk(folder / "posts")
     return folder, both_stages(datasets.load_from_disk(folder / "posts"), folder / "alone", folder / "alone.log")
@@ -144,3 +172,37 @@ def test_a_killed_pass_goes_on_behind_its_finished_shards_with_more_processes(to
 
 def test_what_one_process_has_finished_is_not_done_again(together):
     assert LoggedEncoder.seen(together / "alone_2") == []
+
+
+@pytest.fixture(params=[2, 3])
+def shared(together, request):
+    """What each process returned from `shared_work`, field by field."""
+    paths = [together / f"shared_{request.param}_{rank}.pt" for rank in range(request.param)]
+    return zip(*[torch.load(path, weights_only=False) for path in paths], strict=True)
+
+
+def test_each_picture_is_prepared_once_and_all_have_them(together, shared):
+    pictures, opened, *_ = shared
+    expected = small_pictures(datasets.load_from_disk(together / "posts"), together / "prepared_alone")
+    assert all(found == expected for found in pictures)
+    assert len(sum(opened, [])) == len(set(sum(opened, []))) == 88
+    assert max(map(len, opened)) - min(map(len, opened)) <= 4
+
+
+def test_more_rows_than_fit_in_memory_are_clustered_as_by_one_process(shared):
+    *_, labels, _ = shared
+    expected = kmeans_labels(uneven(1000), 3, rows_in_memory=100)
+    assert set(expected) == {0, 1, 2}
+    for found in labels:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_each_block_is_read_by_one_process_in_every_pass_and_the_sample_by_the_main_one(shared):
+    *_, read = shared
+    main, *others = ([rows for rows in slices if len(rows) > 1] for slices in read)  # a single row tells the width
+    assert len(main.pop(0)) == 100, "the sample"
+    own = [{rows[0] for rows in slices} for slices in (main, *others)]
+    assert sorted(row for starts in own for row in starts) == list(range(0, 1000, 128))
+    passes = {len(slices) / len(starts) for slices, starts in zip((main, *others), own, strict=True)}
+    assert len(passes) == 1
+    assert passes.pop() > 2

@@ -13,13 +13,16 @@ from tempfile import NamedTemporaryFile
 import datasets
 import numpy as np
 import sklearn
+import torch
 from accelerate import PartialState
 
 from .columns import NumberColumn
+from .distributed import sum_over_processes, world_size
 from .features import TowerEncoders, content_key
 from .kmeans import ROWS_IN_MEMORY, kmeans_labels
 from .rejections import Rejections
-from .scan import cache_folder, feature_columns, scan_posts
+from .scan import feature_columns, scan_posts
+from .shards import cache_folder
 
 CLUSTERINGS = {"factual_cluster": "vision_features", "emotional_cluster": "text_features"}
 
@@ -38,7 +41,7 @@ def cluster_dataset(
     """
     Give every post the cluster of its picture under E_V before PACL and the cluster of its text under E_T.
 
-    Under a launcher all processes call it: they share out the towers' work, the main one runs k-means for all of them.
+    Under a launcher all processes call it: they share out the towers' work, and k-means as [`kmeans_labels`] says.
     Clusters are cached as features are.
 
     Args:
@@ -73,18 +76,26 @@ def cluster_dataset(
         dataset = scan_posts(
             dataset, columns, stage="cluster", batch_size=batch_size, rejections=rejections, cache_dir=cache_dir
         )
+    state = PartialState()
     for (name, source), number in zip(CLUSTERINGS.items(), pair, strict=True):
         fingerprint = content_key(dataset._fingerprint, name, number, seed, min(rows_in_memory, len(dataset)))
         path = cache_folder(cache_dir) / f"{name}-{content_key(fingerprint, sklearn.__version__)}.npy"
-        with PartialState().main_process_first():
-            if not path.is_file():
-                features = NumberColumn(dataset, source)
-                _save(path, kmeans_labels(features, number, seed=seed, name=source, rows_in_memory=rows_in_memory))
-        labels = np.load(path)
+        if _all_find(path):
+            labels = np.load(path)
+        else:
+            features = NumberColumn(dataset, source)
+            labels = kmeans_labels(features, number, seed=seed, name=source, rows_in_memory=rows_in_memory)
+            if state.is_main_process:
+                _save(path, labels)
         if name in dataset.column_names:
             dataset = dataset.remove_columns(name)
         dataset = dataset.add_column(name, labels, new_fingerprint=fingerprint, feature=datasets.Value("int32"))
     return dataset.remove_columns("vision_features")
+
+
+def _all_find(path: Path) -> bool:
+    """The same answer for every process, and none before all have looked: what follows is done by all or by none."""
+    return int(sum_over_processes(torch.tensor(path.is_file(), dtype=torch.int))) == world_size()
 
 
 def _save(path: Path, labels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Columns of numbers as NumPy arrays, whole or slice by slice, for whatever reads what a scan has written."""
+"""Columns of numbers as NumPy arrays, whole, by slices or by rows, for whatever reads what a scan has written."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pyarrow as pa
 
 class NumberColumn:
     """
-    A column of numbers, shape `(N,)`, or of fixed-length lists, shape `(N, D)`, in slices that are read on demand.
+    A column of numbers, shape `(N,)`, or of fixed-length lists, shape `(N, D)`, whose rows are read on demand.
 
-    A slice copies nothing where the column lies in one piece, and makes no Python objects anywhere.
+    A slice copies nothing where the column lies in one piece, an array of row numbers copies those rows; neither makes
+    Python objects of numbers.
 
     Raises:
         `ValueError`: the column is missing; when it is read, also: it has nulls, or holds lists of varying length.
@@ -26,7 +27,7 @@ class NumberColumn:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         column = self._table[rows][self.name]
         if column.null_count:
             raise ValueError(f"the column {self.name} has {column.null_count:,} missing values")

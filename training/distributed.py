@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -122,3 +123,16 @@ class EvaluationBatches(Sampler[list[int]]):
         whole = torch.arange(self.num_rows).tensor_split(self.num_batches // self.num_processes)
         for rows in whole:
             yield from (part.tolist() for part in rows.tensor_split(self.num_processes))
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """
+    Sum of tensors of one shape, given by all processes, on each of them; on one process the tensor as it is.
+
+    It goes through the accelerator's memory, where its backend needs it, and comes back to the tensor's device.
+    """
+    if world_size() == 1:
+        return tensor
+    total = tensor.to(PartialState().device, copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate import PartialState
+from datasets.utils import tqdm
 from PIL import Image
 
 from .collator import PictureTransform
 from .features import content_key
 from .images import ImageError, ImageValue, StoredImage
+from .shards import cache_folder, map_in_shards, shard_rows
 
 # Part of every cache key: raise it whenever the same settings would give other pictures.
 _VERSION = 1
-# What processes share out, and what each loses at most when it is killed.
-_SHARD_ROWS = 512
 # Pictures in the threads at once, and in memory.
 _BATCH_SIZE = 64
 
@@ -43,9 +42,9 @@ def prepare_pictures(
     enlarged. A JPEG that is no larger than that is stored byte for byte, undecoded. All others are made upright,
     opaque RGB. The random numbers being the same, crops of pictures whose size has changed are others than before.
 
-    The work is done in threads, in shards of 512 rows that are cached, so that a killed run goes on behind its last
-    finished shard. Under a launcher all processes call it, with one cache folder; each takes its share of the shards,
-    and all return the same dataset.
+    The work is done in threads, in shards of some hundred rows that are cached, so that a killed run goes on behind
+    its last finished shards. Under a launcher all processes call it, with one cache folder; each takes its share of
+    the shards, and all return the same dataset.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -61,7 +60,7 @@ def prepare_pictures(
         `datasets.Dataset`: The same rows, with the new pictures.
 
     Raises:
-        `ValueError`: there is no `image` column, or a picture cannot be decoded; the message names the row.
+        `ValueError`: there is no `image` column, or no row, or a picture cannot be decoded; the message names the row.
 
     Example:
 
@@ -72,36 +71,25 @@ def prepare_pictures(
     """
     if "image" not in dataset.column_names:
         raise ValueError(f"the dataset has no column image; its columns are {', '.join(dataset.column_names)}")
-    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "pacl"))
+    if not len(dataset):
+        raise ValueError("the dataset has no rows, so there are no pictures to prepare")
     settings = (transform.size, transform.crop and (transform.crop.scale, transform.crop.ratio), quality)
     key = content_key(_VERSION, dataset._fingerprint, settings)
     stored = dataset.with_format(None).select_columns("image").cast_column("image", datasets.Image(decode=False))
-    state = PartialState()
     with ThreadPoolExecutor(thread_name_prefix="prepare") as pool:
-
-        def prepare(start: int) -> datasets.Dataset:
-            fingerprint = content_key(key, start)
-            return stored.select(range(start, min(start + _SHARD_ROWS, len(stored)))).map(
-                partial(_prepare_batch, pool=pool, transform=transform, quality=quality, start=start),
-                with_indices=True,
-                batched=True,
-                batch_size=_BATCH_SIZE,
-                features=stored.features,
-                new_fingerprint=fingerprint,
-                cache_file_name=str(folder / f"prepare-{fingerprint}.arrow"),
-                load_from_cache_file=True,
-                desc=f"Preparing pictures {start:,} to {min(start + _SHARD_ROWS, len(stored)):,} of {len(stored):,}",
-            )
-
-        starts = range(0, len(stored), _SHARD_ROWS)
-        for start in starts[state.process_index :: state.num_processes]:
-            prepare(start)
-        state.wait_for_everyone()
-        shards = [prepare(start) for start in starts]  # all are there now
+        shrunk = map_in_shards(
+            stored,
+            partial(_prepare_batch, pool=pool, transform=transform, quality=quality),
+            name="prepare",
+            key=key,
+            folder=cache_folder(cache_dir),
+            rows=shard_rows(len(stored), _BATCH_SIZE),
+            unit="pictures",
+            batch_size=_BATCH_SIZE,
+            features=stored.features,
+        )
     feature = dataset.features["image"]
-    pictures = datasets.concatenate_datasets(shards).cast_column(
-        "image", feature if isinstance(feature, datasets.Image) else datasets.Image()
-    )
+    pictures = shrunk.cast_column("image", feature if isinstance(feature, datasets.Image) else datasets.Image())
     return datasets.concatenate_datasets([dataset.remove_columns("image"), pictures], axis=1)
 
 
@@ -113,6 +101,7 @@ def _prepare_batch(
     transform: PictureTransform,
     quality: int,
     start: int,
+    bar: tqdm,
 ) -> dict[str, list[Any]]:
     def prepare(value: dict[str, Any], index: int) -> dict[str, Any]:
         try:
@@ -121,7 +110,9 @@ def _prepare_batch(
             where = f" ({value['path']})" if value["path"] else ""
             raise ValueError(f"the picture of row {start + index}{where} cannot be prepared: {error}") from error
 
-    return {"image": list(pool.map(prepare, batch["image"], indices))}
+    prepared = list(pool.map(prepare, batch["image"], indices))
+    bar.update(len(prepared))
+    return {"image": prepared}
 
 
 def _prepare(value: ImageValue, transform: PictureTransform, quality: int) -> bytes:
@@ -134,7 +125,8 @@ def _prepare(value: ImageValue, transform: PictureTransform, quality: int) -> by
     # The decoder's own reduction is coarse: some resolution is left for the resize.
     image = picture.decode(reduce_by=factor / 2)
     if factor > 1:
-        image = image.resize((math.ceil(width / factor), math.ceil(height / factor)), Image.Resampling.LANCZOS)
+        size = math.ceil(width / factor), math.ceil(height / factor)
+        image = image.resize(size, Image.Resampling.LANCZOS, picture.box)  # which leaves out the decoder's padding
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()

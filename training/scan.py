@@ -7,12 +7,9 @@ launcher the processes share out the posts.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -21,22 +18,19 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
+from datasets.utils import tqdm
 from PIL import Image
 from torch import Tensor
 
 from .features import Encoding, TextEncoder, TowerEncoders, content_key
 from .images import ImageError, ImageValue, decode_image
 from .rejections import Rejections
+from .shards import cache_folder, map_in_shards, shard_rows
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raise it whenever the same encoders would give other columns.
 _VERSION = 1
-# Shards are what processes share out, and one is what each loses at most when a pass is killed: 16 to 32 of few posts,
-# then more of this size, up to that number. A shard costs 7 ms, 1 % of 512 posts at 1.3 ms; and datasets copies notes
-# on all of them whenever a table changes, which grows with their square: 400 took 15 s and 90 MB, 100 took 2 s.
-_SHARD_ROWS, _MAX_SHARDS = 512, 128
 # One read of the table holds so many batches, so that all but the first are decoded while models run.
 _BATCHES_PER_READ = 8
 _REASON = "rejection_reason"
@@ -212,47 +206,28 @@ def scan_posts(
         raise ValueError(f"{stage}: there are no posts")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    state = PartialState()
     folder = cache_folder(cache_dir)
     key = content_key(_VERSION, dataset._fingerprint, [(column.name, column.key) for column in columns])
     if dataset._indices is not None:  # a join needs rows in their order on disk: once, and not beside the user's files
-        with state.main_process_first():
+        with PartialState().main_process_first():
             dataset = dataset.flatten_indices(
                 cache_file_name=str(folder / f"rows-{content_key(dataset._fingerprint)}.arrow"),
                 new_fingerprint=dataset._fingerprint,
             )
     posts = _undecoded(dataset)
-    rows = _shard_rows(len(posts), batch_size)
-    shards = [range(start, min(start + rows, len(posts))) for start in range(0, len(posts), rows)]
-    paths = {shard: folder / f"{stage}-{content_key(key, shard.start, shard.stop)}.arrow" for shard in shards}
-    missing = [shard for shard in shards if not paths[shard].is_file()]
-    state.wait_for_everyone()  # until all have looked, none writes
-
-    own = missing[state.process_index :: state.num_processes]
-    done = len(posts) - sum(map(len, missing))
-    share = f", share 1 of {state.num_processes}" if state.num_processes > 1 else ""
-    with (
-        ThreadPoolExecutor(thread_name_prefix="decode") as pool,
-        tqdm(
-            total=done + sum(map(len, own)),
-            initial=done,
-            desc=f"{stage.capitalize()}{share}",
-            unit=" posts",
-            disable=not state.is_main_process,
-        ) as bar,
-        _no_inner_bars(),
-    ):
-        reader = _Reader(columns, batch_size, pool, bar)
-        for shard in own:
-            reader.scan(posts, shard, paths[shard])
-        state.wait_for_everyone()
-        scanned = [reader.scan(posts, shard, path) for shard, path in paths.items()]  # all are there now
-    return _join(dataset, datasets.concatenate_datasets(scanned), key, stage, rejections)
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where results are kept; by default the folder `pacl` in datasets' cache."""
-    return Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "pacl"))
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        scanned = map_in_shards(
+            posts,
+            _Reader(columns, batch_size, pool),
+            name=stage,
+            key=key,
+            folder=folder,
+            rows=shard_rows(len(posts), batch_size),
+            unit="posts",
+            batch_size=batch_size * _BATCHES_PER_READ,
+            remove_columns=posts.column_names,
+        )
+    return _join(dataset, scanned, key, stage, rejections)
 
 
 def choose_runners(encoders: Sequence[Encoder]) -> dict[str, Encoder]:
@@ -267,28 +242,14 @@ def choose_runners(encoders: Sequence[Encoder]) -> dict[str, Encoder]:
 class _Reader:
     """What the shards are mapped with: decodes the next batch in threads while models run on this one."""
 
-    def __init__(self, columns: Sequence[ScanColumn], batch_size: int, pool: ThreadPoolExecutor, bar: tqdm):
+    def __init__(self, columns: Sequence[ScanColumn], batch_size: int, pool: ThreadPoolExecutor):
         self.columns = columns
         self.batch_size = batch_size
         self.pool = pool
-        self.bar = bar
         self.runners = choose_runners([encoder for column in columns for encoder in column.encoders])
         self.processors = _processors(self.runners)
 
-    def scan(self, posts: datasets.Dataset, shard: range, path: Path) -> datasets.Dataset:
-        """The columns of a shard, from its file or else into it."""
-        return posts.select(shard).map(
-            partial(self, start=shard.start),
-            with_indices=True,
-            batched=True,
-            batch_size=self.batch_size * _BATCHES_PER_READ,
-            remove_columns=posts.column_names,
-            new_fingerprint=path.stem[-32:],
-            cache_file_name=str(path),
-            load_from_cache_file=True,
-        )
-
-    def __call__(self, posts: Mapping[str, list[Any]], indices: list[int], start: int) -> pa.Table:
+    def __call__(self, posts: Mapping[str, list[Any]], indices: list[int], *, start: int, bar: tqdm) -> pa.Table:
         images, texts = posts["image"], posts["text"]
         rows = posts["row"] if "row" in posts else [start + i for i in indices]
         reasons: list[str | None] = []
@@ -308,7 +269,7 @@ class _Reader:
                     [rows[first + i] for i in good],
                 )
                 values.append([column.compute(batch) for column in self.columns])
-            self.bar.update(len(pictures))
+            bar.update(len(pictures))
         return self._table(reasons, values)
 
     def _submit(self, images: Sequence[Any]) -> list[Future[Pixels | str]]:
@@ -353,13 +314,6 @@ def _to_arrow(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _shard_rows(posts: int, batch_size: int) -> int:
-    """Rows of a shard: whole batches, and of most posts the same for all batches of a power of two up to 512."""
-    few = 2 ** math.ceil(math.log2(min(posts / 32, _SHARD_ROWS)))
-    rows = max(few, math.ceil(posts / _MAX_SHARDS / _SHARD_ROWS) * _SHARD_ROWS if posts > _MAX_SHARDS * few else 0)
-    return math.ceil(rows / batch_size) * batch_size
-
-
 def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """Only what a scan reads, with pictures as files or bytes."""
     names = [name for name in ("image", "text", "row") if name in dataset.column_names]
@@ -367,19 +321,6 @@ def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     if isinstance(posts.features["image"], datasets.Image):
         posts = posts.cast_column("image", datasets.Image(decode=False))
     return posts
-
-
-@contextmanager
-def _no_inner_bars() -> Iterator[None]:
-    """One bar for the whole pass instead of one for each shard."""
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _join(
