@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _table import HEADER, row, seconds
+from _table import HEADER, keep_freed_memory, row, seconds
 from accelerate import PartialState, debug_launcher
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -51,6 +51,7 @@ def step_seconds(num_processes: int, folder: str) -> None:
 
 def main() -> None:
     """Prints the row."""
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         for num_processes in (1, PROCESSES):
             debug_launcher(step_seconds, (num_processes, folder), num_processes=num_processes)

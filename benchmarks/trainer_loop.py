@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from _table import HEADER, row
+from _table import HEADER, keep_freed_memory, row
 from PIL import Image
 from tokenizers import Tokenizer, models
 from training_step import BATCH, TOWERS, WIDTH, bare_step, make_model
@@ -102,6 +102,7 @@ def bare_loop(model: PACLModel) -> float:
 
 def main() -> None:
     """Prints a row for each tower; names of towers on the command line choose among them."""
+    keep_freed_memory()
     print(HEADER)
     for name in sys.argv[1:] or TOWERS:
         model = make_model(name)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from _table import HEADER, ratios, row
+from _table import HEADER, keep_freed_memory, ratios, row
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ResNetConfig, RobertaConfig, RobertaModel, ViTConfig
@@ -114,6 +114,7 @@ def released_step(model: PACLModel, batch: dict[str, Tensor]) -> Callable[[], No
 
 def main() -> None:
     """Prints a row for each tower and rival; names of towers on the command line choose among them."""
+    keep_freed_memory()
     print(HEADER)
     batch = make_batch()
     for name in sys.argv[1:] or TOWERS:
