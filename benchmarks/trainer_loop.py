@@ -13,7 +13,7 @@ from _table import HEADER, keep_freed_memory, row
 from PIL import Image
 from tokenizers import Tokenizer, models
 from training_step import BATCH, TOWERS, WIDTH, bare_step, make_model
-from transformers import PreTrainedTokenizerFast, TrainerCallback, ViTImageProcessor
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, ViTImageProcessor
 
 from pacl import PACLModel, PACLProcessor
 from pacl.training import PACLTrainer, PACLTrainingArguments
@@ -75,7 +75,9 @@ def make_trainer(model: PACLModel, folder: str, clock: Clock) -> PACLTrainer:
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, unk_token="x")))
     processor = PACLProcessor(ViTImageProcessor(), tokenizer)
-    return PACLTrainer(model, arguments, train_dataset=make_posts(), processing_class=processor, callbacks=[clock])
+    trainer = PACLTrainer(model, arguments, train_dataset=make_posts(), processing_class=processor, callbacks=[clock])
+    trainer.remove_callback(PrinterCallback)  # the table alone is printed
+    return trainer
 
 
 def whole_loop(model: PACLModel) -> float:
