@@ -10,12 +10,12 @@ from typing import Any
 import datasets
 import numpy as np
 from _table import HEADER, keep_freed_memory, row
+from input_pipeline import make_processor
 from PIL import Image
-from tokenizers import Tokenizer, models
 from training_step import BATCH, TOWERS, WIDTH, bare_step, make_model
-from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, ViTImageProcessor
+from transformers import PrinterCallback, TrainerCallback
 
-from pacl import PACLModel, PACLProcessor
+from pacl import PACLModel
 from pacl.training import PACLTrainer, PACLTrainingArguments
 
 STEPS = 3  # that are timed; one goes before them
@@ -73,8 +73,7 @@ def make_trainer(model: PACLModel, folder: str, clock: Clock) -> PACLTrainer:
         report_to=["tensorboard"],
         disable_tqdm=True,
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, unk_token="x")))
-    processor = PACLProcessor(ViTImageProcessor(), tokenizer)
+    processor = make_processor()
     trainer = PACLTrainer(model, arguments, train_dataset=make_posts(), processing_class=processor, callbacks=[clock])
     trainer.remove_callback(PrinterCallback)  # the table alone is printed
     return trainer

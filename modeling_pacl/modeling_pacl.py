@@ -201,12 +201,10 @@ class PACLModel(PreTrainedModel):
                 self.text_model,
                 self.encode_text,
                 chunk_size,
-                **{
-                    "input_ids": input_ids,
-                    "attention_mask": attention_mask,
-                    "position_ids": position_ids,
-                    "token_type_ids": token_type_ids,
-                },
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                token_type_ids=token_type_ids,
             )
 
         features = encode_in_chunks(self.vision_model, self.encode_image, chunk_size, pixel_values=pixel_values)

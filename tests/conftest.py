@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # Before any import of the libraries that read them: no test reaches the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -149,3 +150,17 @@ def make_pairs(number: int = 48, partitions=(0, 1, 2, 3), seed: int = 0, text_wi
 @pytest.fixture(scope="session")
 def pairs():
     return make_pairs()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A run's folder with all that it leaves; not to be changed."""
+    from run_folder import make_run
+
+    return make_run(tmp_path_factory.mktemp("finished") / "mine")
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    """A copy of it for a test to change."""
+    return shutil.copytree(finished_run, tmp_path / "mine")

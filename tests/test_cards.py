@@ -25,16 +25,6 @@ from pacl.hub_cards.facts import read_facts, without_local_paths
 from run_folder import RECIPE, make_run, make_trainer
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("finished") / "mine")
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "mine")
-
-
 def backbone_card(run, **options):
     return ModelCard.load(write_backbone_card(run / "backbone", run, repo_id="org/name", **options))
 

@@ -21,16 +21,6 @@ from run_folder import RECIPE, in_fresh_python, make_run, make_trainer
 TOKEN, OTHERS, WRONG = "hf_ThisIsOurSecret", "hf_SomebodyElses", "hf_NobodysToken"
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("finished") / "mine")
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    return shutil.copytree(finished_run, tmp_path / "mine")
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with running_hub({TOKEN: ["me", "org"], OTHERS: ["other"]}) as server:

@@ -25,7 +25,6 @@ from pacl import PACLModel, PACLProcessor
 
 from .arguments import BUILT_IN, RecipeError, Settings
 from .cluster import cluster_dataset
-from .collator import training_transform
 from .columns import column_to_numpy
 from .evaluators import Judge
 from .features import TowerEncoders
@@ -244,12 +243,8 @@ def _stage_three(job: Run, model: PACLModel, processor: PACLProcessor) -> None:
 
 def _prepared(job: Run, processor: PACLProcessor) -> datasets.Dataset:
     """The posts with pictures of the training size; what the run leaves has the posts' own."""
-    chosen = job.settings.training
-    transform = training_transform(
-        processor.image_processor, chosen.augmentation, chosen.image_size, chosen.crop_scale
-    )
     with _timed(job, "prepare"):
-        return prepare_pictures(job.dataset, transform)
+        return prepare_pictures(job.dataset, job.settings.training.picture_transform(processor.image_processor))
 
 
 def _claim_folder(job: Run) -> None:

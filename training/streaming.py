@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .collator import PAIR_COLUMNS
-from .partition import Partition
+from .partition import PARTITION_NAMES, Partition
 from .sampler import EpochPlan
 from .schedule import PhaseSchedule
 
@@ -105,7 +105,7 @@ class StreamedPairs:
             for table in dataset.select_columns(["partition"]).with_format("arrow").iter(10_000):
                 counts += _count(table)
                 bar.update(len(table))
-        return {p.name.lower(): int(counts[p]) for p in Partition}
+        return dict(zip(PARTITION_NAMES, counts.tolist(), strict=True))
 
     def shards_of(self, part: int, num_parts: int) -> float:
         """How many shards one of several equal parts of the stream has."""
@@ -419,11 +419,12 @@ def _listed(numbers: Sequence[int] | np.ndarray) -> str:
 
 def _by_partition(counts: Mapping[Partition | str | int, int]) -> dict[Partition, int]:
     """Counts of all four partitions, whatever they were named by."""
-    names = [p.name.lower() for p in Partition]
     try:
-        given = {Partition(names.index(key) if isinstance(key, str) else key): int(n) for key, n in counts.items()}
+        given = {
+            Partition(PARTITION_NAMES.index(key) if isinstance(key, str) else key): int(n) for key, n in counts.items()
+        }
     except ValueError as error:
-        raise ValueError(f"counts must be keyed by {', '.join(names)}, got {list(counts)}") from error
+        raise ValueError(f"counts must be keyed by {', '.join(PARTITION_NAMES)}, got {list(counts)}") from error
     return {p: given.get(p, 0) for p in Partition}
 
 

@@ -81,10 +81,10 @@ class PACLTrainer(Trainer):
             args.learning_rate = paper_learning_rate(model.config.vision_config)
             logger.info(f"learning_rate {args.learning_rate} for the vision tower, as in the paper")
 
-        transform = partial(training_transform, processing_class.image_processor, image_size=args.image_size)
-        train_transform = transform(augmentation=args.augmentation, crop_scale=args.crop_scale)
-        self.eval_collator = PACLCollator(processing_class, transform(augmentation="none"))
-        self.train_collator = PACLCollator(processing_class, train_transform, seed=args.seed)
+        image_processor = processing_class.image_processor
+        whole_pictures = training_transform(image_processor, "none", args.image_size)
+        self.eval_collator = PACLCollator(processing_class, whole_pictures)
+        self.train_collator = PACLCollator(processing_class, args.picture_transform(image_processor), seed=args.seed)
 
         self.temperature = model.config.temperature
         self.schedule = PhaseSchedule(args.num_train_epochs, args.sample_usage)
@@ -292,7 +292,7 @@ class PACLTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer`'s; a text tower that is frozen and whose features are ready is out of memory meanwhile."""
-        if self.model_init is not None or not self.args.park_text_tower or not self._text_tower_can_rest():
+        if not self._text_tower_can_rest():
             return super().train(*args, **kwargs)
         self._parked = ParkedTextTower(cast(PACLModel, self.model), str(self.args.output_dir))
         try:
@@ -302,6 +302,8 @@ class PACLTrainer(Trainer):
             self._parked = None
 
     def _text_tower_can_rest(self) -> bool:
+        if self.model_init is not None or not self.args.park_text_tower:
+            return False
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         given: list[Any] = [dataset for dataset in (self.train_dataset, *evaluated) if dataset is not None]
         model: Any = self.model
@@ -336,14 +338,7 @@ class PACLTrainer(Trainer):
             return
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
-    # Sharing ---------------------------------------------------------------------------------------------------------
-
-    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write PACL's own card beside the model; `push_to_hub` does so too. Arguments as those of `Trainer`."""
-        from pacl.hub_cards.trainer_card import write_trainer_card  # cards know all folders; only this line knows them
-
-        if self.is_world_process_zero():
-            write_trainer_card(self, **kwargs)
+    # FSDP ------------------------------------------------------------------------------------------------------------
 
     def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:
@@ -360,6 +355,15 @@ class PACLTrainer(Trainer):
         if plugin.ignored_modules is None:
             # A scalar cannot be sharded.
             plugin.ignored_modules = [torch.nn.ParameterList([model.logit_scale]).to(self.args.device)]
+
+    # Sharing ---------------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write PACL's own card beside the model; `push_to_hub` does so too. Arguments as those of `Trainer`."""
+        from pacl.hub_cards.trainer_card import write_trainer_card  # cards know all folders; only this line knows them
+
+        if self.is_world_process_zero():
+            write_trainer_card(self, **kwargs)
 
     # Learning rates --------------------------------------------------------------------------------------------------
 

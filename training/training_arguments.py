@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from pacl.configuration_pacl import require_choice
 
-from .collator import AUGMENTATIONS
+from .collator import AUGMENTATIONS, PictureTransform, training_transform
 from .sampler import BATCH_SHARES
 from .schedule import SAMPLE_USAGES
 
@@ -69,6 +69,10 @@ class PACLTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repo that push_to_hub makes is private."}
     )
+
+    def picture_transform(self, image_processor: Any) -> PictureTransform:
+        """What training pictures go through for a tower with this image processor."""
+        return training_transform(image_processor, self.augmentation, self.image_size, self.crop_scale)
 
     def __getstate__(self) -> dict[str, Any]:
         # `Trainer` pickles its arguments beside the weights and pushes both: the token stays at home.
